@@ -1,0 +1,5 @@
+"""``python -m specbench``."""
+
+from specbench.cli import app
+
+app(prog_name="specbench")

@@ -1,0 +1,98 @@
+"""What theory predicts from an acceptance and a few latencies; no row is needed.
+
+Here ``alpha`` is the chance that a draft token is accepted, given that its predecessors were, the same at
+every position; ``gamma`` the draft tokens per step; latencies are in seconds and only their ratios matter.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scipy.optimize import brentq
+
+
+def expected_tokens(alpha: float, gamma: int) -> float:
+    """Expected tokens per step, the target's own included: ``(1 - alpha^(gamma + 1)) / (1 - alpha)``.
+
+    Between 1 (alpha 0) and gamma + 1 (alpha 1).
+
+    Raises:
+        ValueError: alpha is outside [0, 1] or gamma is negative.
+
+    Source: Leviathan et al., Fast Inference from Transformers via Speculative Decoding (2023), eq. 1.
+    """
+    if not 0 <= alpha <= 1 or gamma < 0:
+        raise ValueError(f"need 0 <= alpha <= 1 and gamma >= 0, got alpha={alpha}, gamma={gamma}")
+    # The sum itself, not its closed form: that is 0/0 at alpha 1 and loses its digits close to it.
+    return math.fsum(alpha**power for power in range(gamma + 1))
+
+
+def alpha_from_tokens(tokens: float, gamma: int) -> float:
+    """The alpha whose `expected_tokens` are these: what a measured block efficiency says of one draft token.
+
+    Error: 1e-12 by bisection. The model's own error is larger: real positions are not alike.
+
+    Raises:
+        ValueError: No alpha gives so many tokens; they must lie in [1, gamma + 1], with gamma at least 1.
+
+    Source: Leviathan et al. (2023), eq. 1, inverted numerically.
+    """
+    if gamma < 1 or not 1 <= tokens <= gamma + 1:
+        raise ValueError(f"need gamma >= 1 and 1 <= tokens <= gamma + 1, got gamma={gamma}, tokens={tokens}")
+    if tokens in {1, gamma + 1}:
+        return float(tokens > 1)
+    return float(brentq(lambda alpha: expected_tokens(alpha, gamma) - tokens, 0.0, 1.0, xtol=1e-12))
+
+
+def predicted_speedup(tokens: float, step_s: float, autoregressive_s: float) -> float:
+    """Speed-up over autoregressive decoding of a method that emits ``tokens`` per step of ``step_s`` seconds.
+
+    Error: none beyond its inputs'; it is an identity for decode time without prefill.
+
+    Source: Leviathan et al. (2023), proof of theorem 3.8.
+    """
+    return tokens * autoregressive_s / step_s
+
+
+def chain_speedup(alpha: float, gamma: int, cost: float) -> float:
+    """Speed-up of a chain of gamma draft forwards, each as long as ``cost`` target forwards.
+
+    Error: assumes that verifying gamma + 1 tokens takes as long as one and that the host adds nothing; both
+    flatter.
+
+    Source: Leviathan et al. (2023), theorem 3.8: ``(1 - alpha^(gamma + 1)) / ((1 - alpha) (gamma cost +
+    1))``.
+    """
+    return expected_tokens(alpha, gamma) / (gamma * cost + 1)
+
+
+def best_gamma(alpha: float, cost: float, *, largest: int = 64) -> int:
+    """The gamma of the highest `chain_speedup`; 0 if no draft pays, as where alpha is at most the cost.
+
+    Source: Leviathan et al. (2023), section 3.5 and corollary 3.9.
+    """
+    return max(range(largest + 1), key=lambda gamma: chain_speedup(alpha, gamma, cost))
+
+
+def break_even_tokens(step_s: float, reference_s_per_token: float) -> float:
+    """Block efficiency at which steps of ``step_s`` seconds are as fast as the reference.
+
+    Source: `predicted_speedup` set to 1.
+    """
+    return step_s / reference_s_per_token
+
+
+def break_even_draft_s(tokens: float, gamma: int, *, rest_s: float, reference_s_per_token: float) -> float:
+    """Longest draft forward, in seconds, with which the method is still as fast as the reference.
+
+    Negative if even a draft for nothing would not do.
+
+    Args:
+        tokens: Block efficiency.
+        gamma: Draft forwards per step.
+        rest_s: The step without its drafts: verify, accept, update and host.
+        reference_s_per_token: What is to be matched, seconds a token.
+
+    Source: `predicted_speedup` set to 1 and solved for the draft's share of the step.
+    """
+    return (tokens * reference_s_per_token - rest_s) / gamma

@@ -1,0 +1,115 @@
+"""Rates and latencies of one arm, each under the one name that it has everywhere.
+
+Times belong to batches: each function takes one per ``batch_id``, and only ``row_done_s`` row by row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from specbench.analysis.acceptance import measured
+
+
+def batch_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per timed batch, indexed by ``batch_id``: where it belongs, its times and its tokens.
+
+    ``decode_tokens`` counts what decode steps emitted: all output tokens but the first of each row. ``ok`` is
+    False where any row of the batch failed.
+    """
+    frame = rows.assign(ok=rows["status"].eq("ok"), decode_tokens=rows["output_tokens"] - 1)
+    first, total = "first", "sum"
+    return frame.groupby("batch_id", sort=False).agg(
+        process=("process", first),
+        block=("block", first),
+        repeat=("repeat", first),
+        batch_size=("batch_size", first),
+        rows=("row", "size"),
+        ok=("ok", "all"),
+        prefill_s=("prefill_s", first),
+        ttft_s=("ttft_s", first),
+        decode_s=("decode_s", first),
+        decode_tokens=("decode_tokens", total),
+        output_tokens=("output_tokens", total),
+    )
+
+
+def decode_tokens_per_s(rows: pd.DataFrame) -> float | None:
+    """Tokens per second that one request sees while it decodes: without prefill, until its own end.
+
+    Sum of decode tokens over the sum of the rows' own decode times; equals `batch_tokens_per_s` at batch size
+    1.
+    """
+    rows = measured(rows)
+    return _quotient((rows["output_tokens"] - 1).sum(), rows["row_done_s"].sum())
+
+
+def e2e_tokens_per_s(rows: pd.DataFrame) -> float | None:
+    """Output tokens per second of whole batches, prefill included, until the last row's end."""
+    batches = batch_table(measured(rows))
+    return _quotient(batches["output_tokens"].sum(), (batches["prefill_s"] + batches["decode_s"]).sum())
+
+
+def batch_tokens_per_s(rows: pd.DataFrame) -> float | None:
+    """Decode tokens per second of whole batches, until the last row's end: what a static batch delivers."""
+    batches = batch_table(measured(rows))
+    return _quotient(batches["decode_tokens"].sum(), batches["decode_s"].sum())
+
+
+def full_batch_tokens_per_s(rows: pd.DataFrame) -> float | None:
+    """Decode tokens per second of whole batches until their first row ends, while every slot works.
+
+    The figure for method against method at batch sizes above 1: how early rows end is then no part of it.
+    None where steps were not recorded.
+    """
+    tokens, seconds = 0.0, 0.0
+    for _, batch in measured(rows).groupby("batch_id", sort=False):
+        if batch["accepted_per_step"].isna().any() or batch["steps"].min() < 1:
+            continue
+        steps = int(batch["steps"].min())
+        emitted = [int(np.sum(accepted[:steps])) + steps for accepted in batch["accepted_per_step"]]
+        # A row that ends in just this step emitted what was left to emit; the rest is overshoot.
+        tokens += float(np.minimum(emitted, batch["output_tokens"] - 1).sum())
+        seconds += float(batch["row_done_s"].min())
+    return _quotient(tokens, seconds)
+
+
+def occupancy(rows: pd.DataFrame) -> float | None:
+    """Share of slot-time in which a row was still decoding; 1 when all rows of a batch end together."""
+    rows = measured(rows)
+    batches = batch_table(rows)
+    return _quotient(rows["row_done_s"].sum(), (batches["decode_s"] * batches["rows"]).sum())
+
+
+def ttft_s(rows: pd.DataFrame) -> float | None:
+    """Mean seconds from submission to the first token, over batches; prompts are already tokenised."""
+    times = batch_table(measured(rows))["ttft_s"].dropna()
+    return float(times.mean()) if len(times) else None
+
+
+def tpot_s(rows: pd.DataFrame) -> float | None:
+    """Mean seconds per output token after the first, over requests; not the gap between steps.
+
+    A request of one token has none and is left out; None if all are such.
+
+    Source: the vLLM serving benchmark: (latency - ttft) / (output_len - 1).
+    """
+    rows = measured(rows)
+    rows = rows[rows["output_tokens"] > 1]
+    if rows.empty:
+        return None
+    after_first = rows["prefill_s"] + rows["row_done_s"] - rows["ttft_s"]
+    value = float((after_first / (rows["output_tokens"] - 1)).mean())
+    return None if np.isnan(value) else value
+
+
+def step_s(rows: pd.DataFrame) -> float | None:
+    """Mean seconds of a decode step, from the headline pass: the rows' decode time over their steps."""
+    rows = measured(rows)
+    return _quotient(rows["row_done_s"].sum(), rows["steps"].sum())
+
+
+def _quotient(numerator: float, denominator: float) -> float | None:
+    """None where there is nothing to divide by, or nothing was measured: never 0, never infinite."""
+    numerator, denominator = float(numerator), float(denominator)
+    return numerator / denominator if denominator > 0 and not np.isnan(numerator) else None

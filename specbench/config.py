@@ -1,0 +1,398 @@
+"""An experiment file as strict, frozen settings. Reading one touches no GPU and no network.
+
+Every fault is reported at once, each as ``file:line: key: problem, got value. Did you mean 'x'?``. The
+options of a method are checked by the method's own class when the grid is expanded, everything else here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from specbench.axes import located, settings, validate
+from specbench.document import UNKNOWN_KEY, Document, Faults, Key, override, read
+
+PROMPT_SOURCES: dict[str, str] = {
+    "stdlib": "Python code: held-out modules of this Python's own standard library; no download",
+    "mt_bench": "80 open questions in eight categories; first turn",
+    "spec_bench": "480 prompts in six tasks, as hemingkx/Spec-Bench has them",
+    "alpaca": "instructions",
+    "sharegpt": "first turns of conversations",
+    "humaneval": "Python functions to complete",
+    "gsm8k": "school mathematics",
+    "hellaswag": "sentences to continue",
+    "mmlu": "exam questions",
+}
+"""The prompt sources that have a name; a ``.jsonl`` file and a hub data set (``owner/name``) work as well."""
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are faults, nothing is converted, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RandomModel(Settings):
+    """A model of a known shape with random weights: true latencies without a download."""
+
+    shape: str = Field(min_length=1, description="Name of a shape, like vicuna-7b-v1.3.")
+    weights: Literal["random"] = Field(default="random", description="Where the weights come from.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the weights.")
+
+
+def _kind_of_model(value: object) -> str:
+    return "name" if isinstance(value, str) else "random"
+
+
+ModelName = Annotated[str, Field(min_length=1)]
+ModelSpec = Annotated[
+    Annotated[ModelName, Tag("name")] | Annotated[RandomModel, Tag("random")], Discriminator(_kind_of_model)
+]
+"""A member of the embedded family, a hub id or a folder; or a shape with random weights."""
+
+
+class TargetSpec(Settings):
+    """A target: the model whose text must be kept."""
+
+    model: ModelSpec = Field(description="Embedded family, hub id, folder, or {shape: NAME, weights: random}.")
+    label: str | None = Field(default=None, min_length=1, description="What tables and figures call it.")
+
+    @property
+    def name(self) -> str:
+        """The label, or the model's name, or its shape."""
+        if self.label is not None:
+            return self.label
+        return self.model if isinstance(self.model, str) else self.model.shape
+
+
+class PromptSettings(Settings):
+    """Which prompts are used, and how each becomes tokens."""
+
+    source: str = Field(min_length=1, description="A named source, a .jsonl file, or a hub data set (owner/name).")
+    count: int = Field(default=16, ge=1, description="Prompts to take, from the first.")
+    max_prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longer prompts are cut to this; null keeps them whole (stdlib takes 256).",
+    )
+    truncate: Literal["left", "right"] = Field(default="left", description="The side on which a long prompt is cut.")
+    field: str | None = Field(
+        default=None, min_length=1, description="The column that holds the prompt, for files and hub data."
+    )
+    split: str | None = Field(default=None, min_length=1, description="The split of a hub data set.")
+    category: str | None = Field(default=None, min_length=1, description="Only the prompts of this category.")
+    chat_template: bool = Field(default=False, description="Wrap each prompt in the target's chat template.")
+
+    @field_validator("source")
+    @classmethod
+    def _is_known(cls, source: str) -> str:
+        if source in PROMPT_SOURCES or source.endswith(".jsonl") or "/" in source:
+            return source
+        raise PydanticCustomError("unknown_name", "unknown prompt source", {"known": list(PROMPT_SOURCES)})
+
+
+class SyntheticAcceptance(Settings):
+    """Acceptance that is dictated, not computed: for timing only, since the text is not the target's."""
+
+    rates: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Conditional acceptance of each draft position; the last holds beyond.",
+    )
+    mean_length: float | None = Field(default=None, ge=1, description="Mean tokens a step, the target's own included.")
+    trace: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Accepted tokens step by step, repeated from the start when it ends.",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> "SyntheticAcceptance":
+        if sum(form is not None for form in (self.rates, self.mean_length, self.trace)) != 1:
+            raise ValueError("synthetic takes exactly one of rates, mean_length and trace")
+        return self
+
+
+class SyntheticRule(Settings):
+    """The rule ``{synthetic: {...}}``."""
+
+    synthetic: SyntheticAcceptance
+
+
+def _kind_of_rule(value: object) -> str:
+    return "synthetic" if isinstance(value, dict | SyntheticRule) else "name"
+
+
+RuleName = Literal["auto", "greedy", "match", "rejection"]
+Rule = Annotated[
+    Annotated[RuleName, Tag("name")] | Annotated[SyntheticRule, Tag("synthetic")],
+    Discriminator(_kind_of_rule),
+]
+
+
+class DecodeSettings(Settings):
+    """How tokens are chosen, and when a row ends."""
+
+    max_new_tokens: int = Field(default=128, ge=1, description="Tokens after which a row ends.")
+    min_new_tokens: int = Field(default=0, ge=0, description="Tokens before which no end-of-text token is taken.")
+    temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token.")
+    top_k: int = Field(default=0, ge=0, description="Keep this many of the most probable tokens; 0 keeps all.")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Keep the most probable tokens that together reach this; 1 keeps all.",
+    )
+    rule: Rule = Field(default="auto", description="auto is greedy at temperature 0 and rejection above.")
+    batch_size: int = Field(default=1, ge=1, description="Prompts decoded together.")
+    turns: int = Field(default=1, ge=1, description="Turns of a conversation that are answered.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the sampling noise.")
+    ignore_eos: bool = Field(default=False, description="Decode to max_new_tokens whatever the text says.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Handed to the chat template, like {enable_thinking: false}."
+    )
+
+    @property
+    def rule_name(self) -> str:
+        """The rule that runs: greedy, match, rejection or synthetic."""
+        if isinstance(self.rule, SyntheticRule):
+            return "synthetic"
+        if self.rule == "auto":
+            return "greedy" if self.temperature == 0 else "rejection"
+        return self.rule
+
+    @field_validator("turns")
+    @classmethod
+    def _is_one_turn(cls, turns: int) -> int:
+        if turns != 1:
+            raise ValueError("only the first turn is answered so far; use 1")
+        return turns
+
+    @model_validator(mode="after")
+    def _agree(self) -> "DecodeSettings":
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}")
+        if self.rule == "greedy" and self.temperature > 0:
+            raise ValueError(f"rule greedy needs temperature 0, got {self.temperature:g}; rule auto fits both")
+        return self
+
+
+class MeasureSettings(Settings):
+    """How often and in how many ways each cell is measured."""
+
+    repeats: int = Field(default=3, ge=1, description="Measured passes over all blocks.")
+    warmup: int = Field(default=2, ge=0, description="Passes over the first block of a cell that are thrown away.")
+    processes: int = Field(default=1, ge=1, description="Fresh processes, a further level of repetition.")
+    phase_pass: bool = Field(default=True, description="Measure in a second pass where a step's time goes.")
+
+    @field_validator("processes")
+    @classmethod
+    def _is_one_process(cls, processes: int) -> int:
+        if processes != 1:
+            raise ValueError("only one process is supported so far; use 1")
+        return processes
+
+
+class MachineSettings(Settings):
+    """What it runs on."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Precision of the weights."
+    )
+    threads: int = Field(default=1, ge=1, description="Threads of the CPU; fixed and recorded.")
+    attention: Literal["auto", "sdpa", "eager"] = Field(default="auto", description="Attention backend.")
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        kind, colon, index = device.partition(":")
+        if device in {"auto", "cpu", "cuda"} or (kind == "cuda" and colon and index.isdecimal()):
+            return device
+        raise PydanticCustomError(
+            "unknown_name", "should be auto, cpu, cuda or cuda:N", {"known": ["auto", "cpu", "cuda"]}
+        )
+
+
+class ArmSettings(Settings):
+    """What an entry of any method may carry beside the method's own options."""
+
+    draft_latency_ms: float | None = Field(
+        default=None, gt=0, description="Lower bound on the time of one draft forward; null is as measured."
+    )
+    label: str | None = Field(default=None, min_length=1, description="What tables and figures call the arm.")
+
+
+class _Header(Settings):
+    name: str = Field(description="Names the results folder.")
+    measure: MeasureSettings = Field(default=MeasureSettings())
+
+    @field_validator("name")
+    @classmethod
+    def _fits_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("a name is made of letters, digits and . _ - only")
+        return name
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One entry of a list of methods: its options are raw, and stand at ``key`` in the file."""
+
+    method: str
+    options: dict[str, Any]
+    key: Key
+
+
+@dataclass(frozen=True)
+class TargetEntry:
+    """One target, and the methods that only it has."""
+
+    spec: TargetSpec
+    methods: tuple[MethodEntry, ...]
+    key: Key
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole file. Sections with axes are held expanded, one element for each point of their grid."""
+
+    name: str
+    targets: tuple[TargetEntry, ...]
+    prompts: tuple[PromptSettings, ...]
+    decode: tuple[DecodeSettings, ...]
+    machine: tuple[MachineSettings, ...]
+    measure: MeasureSettings
+    methods: tuple[MethodEntry, ...]
+    document: Document
+
+    @property
+    def yaml(self) -> str:
+        """The file as it was understood, with the overrides of the command line."""
+        return self.document.text()
+
+
+S = TypeVar("S", bound=Settings)
+
+SECTIONS = ("name", "targets", "prompts", "decode", "methods", "measure", "machine")
+_REQUIRED = ("name", "targets", "prompts")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and check everything but the options of its methods.
+
+    Args:
+        path: The YAML file.
+        overrides: ``section.key=value`` for each ``--set`` of the command line.
+
+    Raises:
+        ConfigError: One line for each fault.
+    """
+    document = open_document(path, overrides)
+    faults = Faults(document)
+    experiment = interpret(document, faults)
+    faults.raise_any()
+    return experiment
+
+
+def open_document(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """The file with its overrides applied, not checked yet.
+
+    Raises:
+        ConfigError: The file is no mapping in YAML, or an override leads nowhere.
+    """
+    document = read(path)
+    for assignment in overrides:
+        override(document, assignment)
+    return document
+
+
+def interpret(document: Document, faults: Faults) -> Experiment:
+    """The experiment in a document; a faulty section comes out empty, and the others are still checked."""
+    values = document.values
+    for name, value in values.items():
+        if name not in SECTIONS:
+            faults.add((name,), UNKNOWN_KEY, got=value, known=SECTIONS)
+    for name in _REQUIRED:
+        if name not in values:
+            faults.add((name,), "required, but missing")
+    header = _header(values, faults)
+    return Experiment(
+        name=header.name,
+        targets=_targets(values["targets"], faults) if "targets" in values else (),
+        prompts=_section(values, "prompts", PromptSettings, faults) if "prompts" in values else (),
+        decode=_section(values, "decode", DecodeSettings, faults),
+        machine=_section(values, "machine", MachineSettings, faults),
+        measure=header.measure,
+        methods=_methods(values.get("methods"), ("methods",), faults),
+        document=document,
+    )
+
+
+def _header(values: dict[str, Any], faults: Faults) -> _Header:
+    raw = {name: values[name] for name in ("name", "measure") if name in values}
+    if raw.get("measure", 0) is None:
+        del raw["measure"]  # `measure:` with nothing below it
+    header = validate(located(raw, ()), _Header, faults) if "name" in raw else None
+    if "name" not in raw and "measure" in raw:
+        validate(located({"name": "unnamed", **raw}, ()), _Header, faults)
+    return header or _Header(name="unnamed")
+
+
+def _section(values: dict[str, Any], name: str, model: type[S], faults: Faults) -> tuple[S, ...]:
+    raw = values.get(name)
+    if raw is not None and not isinstance(raw, dict):
+        faults.add((name,), "should be a mapping of options", got=raw)
+        return ()
+    return settings(raw or {}, model, (name,), faults)
+
+
+def _targets(raw: object, faults: Faults) -> tuple[TargetEntry, ...]:
+    if not isinstance(raw, list) or not raw:
+        faults.add(("targets",), "should be a list of at least one model", got=raw)
+        return ()
+    entries: list[TargetEntry] = []
+    for index, item in enumerate(raw):
+        key: Key = ("targets", index)
+        values = {"model": item} if isinstance(item, str) else item
+        if not isinstance(values, dict):
+            faults.add(key, "a target is a name or a mapping with the key model", got=item)
+            continue
+        methods = _methods(values.get("methods"), (*key, "methods"), faults)
+        point = located({name: value for name, value in values.items() if name != "methods"}, key)
+        spec = validate(point, TargetSpec, faults)
+        if spec is not None and any(spec == entry.spec for entry in entries):
+            faults.add(key, "the target is given twice", got=spec.name)
+        elif spec is not None:
+            entries.append(TargetEntry(spec, methods, key))
+    return tuple(entries)
+
+
+def _methods(raw: object, key: Key, faults: Faults) -> tuple[MethodEntry, ...]:
+    if raw is None:
+        return ()
+    if not isinstance(raw, list):
+        faults.add(key, "should be a list of methods, each a name or {name: {options}}", got=raw)
+        return ()
+    entries = (_method(item, (*key, index), faults) for index, item in enumerate(raw))
+    return tuple(entry for entry in entries if entry is not None)
+
+
+def _method(item: object, key: Key, faults: Faults) -> MethodEntry | None:
+    if isinstance(item, str):
+        return MethodEntry(item, {}, key)
+    if not isinstance(item, dict):
+        faults.add(key, "a method is a name or {name: {options}}", got=item)
+        return None
+    if len(item) != 1:
+        faults.add(key, "an entry names one method, and its options stand indented below it", got=item)
+        return None
+    [(name, options)] = item.items()
+    if not isinstance(options, dict | None):
+        faults.add((*key, name), "the options of a method are a mapping", got=options)
+        return None
+    return MethodEntry(name, options or {}, (*key, name))

@@ -1,0 +1,302 @@
+"""Which draft tokens survive, and what the target adds: the rules, in the words of the papers.
+
+A rule decides for all rows and nodes at once, in tensors of static shape. Lossless rules leave the distribution of the
+text as the target's own; ``lossless = False`` follows a lossy rule into every table and figure.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from specbench.decode.sampling import Sampler, Stream
+from specbench.decode.tree import Layout, children_table, deepest, sibling_ranks
+from specbench.errors import ConfigError
+
+Proposal = Literal["point", "iid", "without_replacement"]
+
+
+class Decision(NamedTuple):
+    """A rule's verdict on one step.
+
+    Attributes:
+        best: The deepest accepted node of every row, 0 where only the root stands, (B,).
+        target_token: The token that the target adds after it: recovered after a rejection, bonus otherwise, (B,).
+    """
+
+    best: Tensor
+    target_token: Tensor
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All that a rule may look at. B rows, N1 nodes with the root first, V tokens of the common map.
+
+    Attributes:
+        layout: The trees.
+        tokens: (B, N1), the root's token first.
+        logits: The target's after every node, (B, N1, rows of the target's vocabulary).
+        positions: Of the token that each node's logits predict, (B, N1).
+        sampler: Warping and noise of this batch.
+        proposal: How the draft tokens came about.
+        draft_probs: (B, P, V): row ``draft_rows[b, u]`` is the distribution that node u's children were drawn from;
+            None for point proposals.
+        draft_rows: (B, N1) into P, or None where row u belongs to node u.
+        max_depth: No node is deeper.
+        max_children: No node has more children.
+        steps: Decode steps that each row has taken before this one, (B,).
+    """
+
+    layout: Layout
+    tokens: Tensor
+    logits: Tensor
+    positions: Tensor
+    sampler: Sampler
+    proposal: Proposal
+    draft_probs: Tensor | None
+    draft_rows: Tensor | None
+    max_depth: int
+    max_children: int
+    steps: Tensor
+
+    def draft_probs_at(self, nodes: Tensor) -> Tensor:
+        """The proposal distributions for the children of ``nodes`` (B,), (B, V)."""
+        assert self.draft_probs is not None
+        if self.draft_rows is not None:
+            nodes = self.draft_rows.gather(1, nodes[:, None])[:, 0]
+        rows = nodes.clamp(0, self.draft_probs.shape[1] - 1)
+        return self.draft_probs[torch.arange(len(nodes), device=nodes.device), rows]
+
+
+class Rule(Protocol):
+    """Accepts a path of a draft tree and names the target's own next token."""
+
+    name: str
+    lossless: bool
+    simulated: bool
+    needs_draft_probs: bool
+
+    def decide(self, step: Verification) -> Decision:
+        """Decide for every row of one step."""
+
+
+class Greedy:
+    """T = 0: a draft token is accepted iff it is the target's most likely token there."""
+
+    name = "greedy"
+    lossless = True
+    simulated = False
+    needs_draft_probs = False
+
+    def decide(self, step: Verification) -> Decision:
+        """Follow the children that equal the argmax."""
+        return follow(step, step.sampler.draw(step.logits, step.positions, Stream.TARGET))
+
+
+class Match:
+    """The target samples with noise keyed by position; a draft token is accepted iff it equals that sample.
+
+    Lossless for any proposal, and the sampled text is the same for every method and for autoregressive decoding.
+    Source: Daliri, Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding",
+    arXiv 2408.07978.
+    """
+
+    name = "match"
+    lossless = True
+    simulated = False
+    needs_draft_probs = False
+
+    def decide(self, step: Verification) -> Decision:
+        """Follow the children that equal the target's sample."""
+        return follow(step, step.sampler.draw(step.logits, step.positions, Stream.TARGET))
+
+
+class Rejection:
+    """Speculative sampling: accept x with probability min(1, p(x) / q(x)), else go on with the residual (p - q)+.
+
+    One recursion covers chains and trees. A point proposal has q(x) = 1, where the rule equals drawing once from p and
+    following the child that was drawn. Children drawn without replacement see q without their refused siblings.
+    Source: Leviathan et al., arXiv 2211.17192, algorithm 1; Chen et al., arXiv 2302.01318; for several children Miao
+    et al. (SpecInfer), arXiv 2305.09781, and Jeon et al. (recursive rejection sampling), arXiv 2402.14160.
+    """
+
+    name = "rejection"
+    lossless = True
+    simulated = False
+    needs_draft_probs = True
+
+    def decide(self, step: Verification) -> Decision:
+        """Walk from the root, one level a round."""
+        if step.sampler.is_greedy or step.proposal == "point":
+            return follow(step, step.sampler.draw(step.logits, step.positions, Stream.RESIDUAL))
+        target_probs = step.sampler.probs(step.logits, step.positions)
+        if step.layout.is_chain:
+            return _reject_along_chain(step, target_probs)
+        return _reject_along_tree(step, target_probs)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Accepts by prescription, to price a step apart from the quality of a draft. The text is not the model's.
+
+    Exactly one source is given; accepted nodes are the first child of their parent. Rates are marginal: ``rates[i]`` is
+    the chance that at least i + 1 draft tokens are accepted, so they never rise. A mean length counts the target's
+    token, as block efficiency does, and is met with the least spread: 2.3 means one accepted token always and a second
+    with chance 0.3. A trace is walked from a place that depends on the prompt, one entry a step.
+    """
+
+    rates: tuple[float, ...] | None = None
+    mean_length: float | None = None
+    trace: tuple[int, ...] | None = None
+    name: str = "synthetic"
+    lossless: bool = False
+    simulated: bool = True
+    needs_draft_probs: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what pydantic cannot: the sources against one another.
+
+        Raises:
+            ConfigError: Not exactly one source, rates that rise, or a mean below 1.
+        """
+        given = [source for source in (self.rates, self.mean_length, self.trace) if source is not None]
+        if len(given) != 1:
+            raise ConfigError("rule synthetic: give exactly one of rates, mean_length and trace")
+        if self.rates is not None and any(a < b for a, b in zip(self.rates, self.rates[1:], strict=False)):
+            raise ConfigError(
+                f"rule synthetic: rates must not rise from one position to the next, got {list(self.rates)}"
+            )
+        if self.mean_length is not None and self.mean_length < 1:
+            raise ConfigError(
+                f"rule synthetic: mean_length counts the target's token, so it is at least 1, got {self.mean_length}"
+            )
+
+    def survival(self, depth: int) -> list[float]:
+        """The chance that at least 1, 2, ... ``depth`` draft tokens are accepted."""
+        if self.rates is not None:
+            return [*self.rates, *([0.0] * depth)][:depth]
+        assert self.mean_length is not None
+        return [min(1.0, max(0.0, self.mean_length - 1 - index)) for index in range(depth)]
+
+    def decide(self, step: Verification) -> Decision:
+        """Accept first children down to the prescribed depth; the target's token is its argmax there."""
+        wanted = self._wanted_depth(step)
+        layout = step.layout
+        first = layout.eligible & (sibling_ranks(layout) == 0) & (layout.depth <= wanted[:, None])
+        refused = ~first & (layout.node > 0)
+        accepted = ~(layout.ancestors & refused[:, None, :]).any(-1)
+        best = deepest(layout, accepted)
+        return Decision(best, _at(step.logits, best)[..., : step.sampler.vocab_size].argmax(-1))
+
+    def _wanted_depth(self, step: Verification) -> Tensor:
+        sampler = step.sampler
+        if self.trace is not None:
+            lengths = torch.tensor(self.trace, device=sampler.keys.device)
+            return lengths[(sampler.keys.abs() + step.steps) % len(self.trace)]
+        survival = torch.tensor(self.survival(step.max_depth), device=sampler.keys.device)
+        luck = sampler.uniforms(step.positions[:, :1], 0, Stream.ACCEPT)
+        return (luck < survival).sum(-1)
+
+
+def _at(values: Tensor, nodes: Tensor) -> Tensor:
+    """One node of every row: (B, N1, ...) and (B,) -> (B, ...)."""
+    return values[torch.arange(len(nodes), device=nodes.device), nodes]
+
+
+def follow(step: Verification, chosen: Tensor) -> Decision:
+    """Accept the nodes whose token, and whose ancestors' tokens, are what the target chose after their parent.
+
+    Args:
+        step: The step.
+        chosen: The target's token after every node, (B, N1).
+    """
+    layout = step.layout
+    hit = (step.tokens == chosen.gather(1, layout.parent)) & layout.eligible
+    missed = ~hit & (layout.node > 0)
+    accepted = ~(layout.ancestors & missed[:, None, :]).any(-1)
+    best = deepest(layout, accepted)
+    return Decision(best, _at(chosen, best))
+
+
+def _reject_along_chain(step: Verification, target_probs: Tensor) -> Decision:
+    """Algorithm 1 of Leviathan et al. for all rows at once; the residual is needed at one node of each row only."""
+    layout, draft_probs = step.layout, step.draft_probs
+    assert draft_probs is not None
+    rows = torch.arange(len(step.tokens), device=step.tokens.device)[:, None]
+    parent_rows = layout.parent.clamp_max(draft_probs.shape[1] - 1)
+    p = target_probs[rows, layout.parent, step.tokens]
+    q = draft_probs[rows, parent_rows, step.tokens]
+    luck = step.sampler.uniforms(step.positions - 1, 0, Stream.ACCEPT)
+    missed = ~((luck * q < p) & layout.eligible) & (layout.node > 0)
+    accepted = ~(layout.ancestors & missed[:, None, :]).any(-1)
+    best = deepest(layout, accepted)
+    refused_child = (layout.eligible & (layout.parent == best[:, None])).any(-1, keepdim=True)
+    whole = _at(target_probs, best)
+    residual = torch.where(refused_child, (whole - step.draft_probs_at(best)).clamp_min(0), whole)
+    return _recover(step, best, residual, whole)
+
+
+def _reject_along_tree(step: Verification, target_probs: Tensor) -> Decision:
+    """Recursive rejection: at each level the siblings in order, each against what the refused ones left over."""
+    layout, tokens = step.layout, step.tokens
+    children = children_table(layout, step.max_children)
+    batch = len(tokens)
+    rows = torch.arange(batch, device=tokens.device)
+    current = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
+    walking = torch.ones(batch, dtype=torch.bool, device=tokens.device)
+    residual = target_probs[:, 0]
+    for _ in range(step.max_depth):
+        left = target_probs[rows, current]
+        draft = step.draft_probs_at(current)
+        taken, following = torch.zeros_like(walking), current
+        for rank in range(step.max_children):
+            child = children[rows, current, rank]
+            here = walking & ~taken & (child >= 0)
+            child = child.clamp_min(0)
+            token = tokens[rows, child][:, None]
+            # The uniform belongs to the child: its position, its rank among its siblings.
+            position = step.positions[rows, child][:, None] - 1
+            luck = step.sampler.uniforms(position, rank, Stream.ACCEPT)[:, 0]
+            take = here & (luck * draft.gather(1, token)[:, 0] < left.gather(1, token)[:, 0])
+            refuse = (here & ~take)[:, None]
+            left = torch.where(refuse, _normalised((left - draft).clamp_min(0), left), left)
+            if step.proposal == "without_replacement":
+                draft = torch.where(refuse, _normalised(draft.scatter(1, token, 0.0), draft), draft)
+            following = torch.where(take, child, following)
+            taken = taken | take
+        residual = torch.where(walking[:, None], left, residual)
+        walking = walking & taken
+        current = torch.where(walking, following, current)
+        residual = torch.where(walking[:, None], target_probs[rows, current], residual)
+    return _recover(step, current, residual, target_probs[rows, current])
+
+
+def _normalised(weights: Tensor, fallback: Tensor) -> Tensor:
+    """Weights scaled to sum 1; ``fallback`` where rounding left nothing."""
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights / total, fallback)
+
+
+def _recover(step: Verification, best: Tensor, residual: Tensor, whole: Tensor) -> Decision:
+    weights = torch.where(residual.sum(-1, keepdim=True) > 0, residual, whole)
+    position = step.positions.gather(1, best[:, None])[:, 0]
+    return Decision(best, step.sampler.draw_from(weights, position, Stream.RESIDUAL))
+
+
+RULES: dict[str, type[Greedy] | type[Match] | type[Rejection]] = {
+    rule.name: rule for rule in (Greedy, Match, Rejection)
+}
+
+
+def rule_for(name: str, temperature: float) -> Rule:
+    """The rule of that name; ``auto`` is greedy at T = 0 and rejection above.
+
+    Raises:
+        ConfigError: A rule that cannot run at that temperature.
+    """
+    if name == "auto":
+        name = "greedy" if temperature == 0 else "rejection"
+    if name == "greedy" and temperature != 0:
+        raise ConfigError(f"rule greedy needs temperature 0, got {temperature}; use match, rejection or auto")
+    return RULES[name]()

@@ -1,0 +1,143 @@
+"""The KV cache: one slab for all layers and rows, a length per row, and a move of the accepted path.
+
+The slab is ``[layer, key or value, row, slot, head, dim]``: slots stand before heads, so that a row's tokens lie next
+to one another, and compaction is one gather and one scatter for all layers. Slots equal positions for committed tokens;
+a step's nodes sit in the slots after them, and the last slot is trash for everything that must not be kept.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """The size of one token's keys and values in one layer, the same in all layers."""
+
+    layers: int
+    heads: int
+    dim: int
+
+
+@dataclass
+class Window:
+    """Where the forward that is running writes, and how many slots it attends to.
+
+    Attributes:
+        rows: Row of every token, (B, 1).
+        slots: Slot of every token, (B, M).
+        view: Slots that are visible, or None in a prefill, where fresh keys and values are all there is.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    view: int | None
+
+
+class SlabCache:
+    """The slab, and a face of it that ``transformers`` takes for a cache."""
+
+    def __init__(self, shape: KVShape, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.slab = torch.zeros(shape.layers, 2, batch, slots, shape.heads, shape.dim, dtype=dtype, device=device)
+        self.batch, self.slots = batch, slots
+        self.rows = torch.arange(batch, device=device)[:, None]
+        self.window: Window | None = None
+        self.as_transformers = Cache(layers=[_SlabLayer(self, layer) for layer in range(shape.layers)])
+
+    @property
+    def trash(self) -> int:
+        """The slot that nobody reads."""
+        return self.slots - 1
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the slab holds."""
+        return self.slab.numel() * self.slab.element_size()
+
+    def compact(self, path: Tensor, kept: Tensor, lengths: Tensor) -> None:
+        """Move the KV of an accepted path to the slots right behind the row's committed tokens.
+
+        Args:
+            path: Nodes of the path, the root first, -1 beyond it, (B, A).
+            kept: How many path columns stay, the root included, (B,); 0 for rows that were done.
+            lengths: Committed tokens before the step, which is the root's slot, (B,).
+        """
+        depth = torch.arange(1, path.shape[1], device=path.device)
+        stays = depth < kept[:, None]
+        source = torch.where(stays, lengths[:, None] + path[:, 1:], self.trash)
+        target = torch.where(stays, lengths[:, None] + depth, self.trash)
+        # The right-hand side is gathered whole before anything is written.
+        self.slab[:, :, self.rows, target] = self.slab[:, :, self.rows, source]
+
+
+class _SlabLayer(CacheLayerMixin):
+    """One layer of the slab, in the form that attention modules call."""
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, owner: SlabCache, layer: int) -> None:
+        super().__init__()
+        self.keys, self.values = owner.slab[layer, 0], owner.slab[layer, 1]
+        self.is_initialized = True
+        self._owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """The slab exists already."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write (B, heads, M, dim) to their slots; return what the queries may look at, (B, heads, view, dim)."""
+        window = self._owner.window
+        assert window is not None, "a slab is written only by CachedModel.forward"
+        assert self.keys is not None
+        assert self.values is not None
+        # Two index tensors: the one form of this write that torch.compile does not turn into a copy of the cache.
+        self.keys[window.rows, window.slots] = key_states.transpose(1, 2)
+        self.values[window.rows, window.slots] = value_states.transpose(1, 2)
+        if window.view is None:
+            return key_states, value_states
+        return self.keys[:, : window.view].transpose(1, 2), self.values[:, : window.view].transpose(1, 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Never used for a mask: every forward brings its own."""
+        return self._owner.slots, 0
+
+    def get_seq_length(self) -> int:
+        """Rows have lengths of their own, so there is no one answer; positions are always given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Slots of a row."""
+        return self._owner.slots
+
+
+class _Probe(CacheLayerMixin):
+    """A layer that remembers nothing but the shape of what it was given."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to make."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Note the tensors and hand them on."""
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if the cache were empty."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """As if the cache were empty."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No end."""
+        return -1
+
+
+def probe_cache() -> Cache:
+    """A cache that shows, after one forward, what a model would store in it."""
+    return Cache(layer_class_to_replicate=_Probe)

@@ -1,0 +1,190 @@
+"""Logits become a distribution, and noise becomes a choice: the same for target and draft, for every method.
+
+All randomness is a hash of (seed, stream, prompt key, position, rank): no generator has a state. A prompt's text then
+depends on neither its batch, its slot, nor the order of the run, and nothing here forbids capturing a step as a graph.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_LOW_32 = 0xFFFFFFFF
+
+
+class Stream(IntEnum):
+    """What a piece of noise is for. Streams are independent of one another."""
+
+    TARGET = 1
+    DRAFT = 2
+    ACCEPT = 3
+    RESIDUAL = 4
+
+
+def _signed(value: int) -> int:
+    """An unsigned 32-bit constant as the int32 that tensors hold."""
+    value &= _LOW_32
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection on 32 bits that lets every input bit reach every output bit.
+
+    Source: the "lowbias32" constants of Chris Wellons, "Prospecting for Hash Functions". ``>>`` on int32 repeats the
+    sign, hence the masks.
+    """
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * _signed(0x7FEB352D)
+    x = x ^ ((x >> 15) & 0x1FFFF)
+    x = x * _signed(0x846CA68B)
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def hash32(seed: int, stream: int, *keys: Tensor) -> Tensor:
+    """Hash integers to int32: one mixing round a key, and one more at the end, because the last key is the dense one.
+
+    Args:
+        seed: The experiment's seed.
+        stream: A ``Stream``.
+        keys: Integer tensors that broadcast against one another.
+    """
+    start = seed * 0x85EBCA6B + stream * 0xC2B2AE35 + 0x165667B1
+    state = _mix(keys[0].to(torch.int32) + _signed(start))
+    for index, key in enumerate(keys[1:], start=2):
+        state = _mix(state + key.to(torch.int32) * _signed(0x9E3779B9) + index)
+    return _mix(state ^ _signed(0x27D4EB2F))
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """Int32 hashes as float32 in (0, 1), with all 32 bits of resolution next to 0."""
+    unsigned = (bits.to(torch.int64) & _LOW_32).to(torch.float32)
+    return ((unsigned + 0.5) * 2.0**-32).clamp_(max=1.0 - 2.0**-24)
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """Int32 hashes as standard Gumbel noise, float32; the large values, which win, are the finely resolved ones."""
+    return -torch.log(-torch.log1p(-uniform(bits)))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How tokens are chosen in one batch. Methods draft with the very object that the verifier uses.
+
+    ``positions`` in the methods below are those of the token that is to be chosen: the position after its context.
+
+    Attributes:
+        temperature: 0 means the most likely token, and a distribution that is one-hot.
+        top_k: Keep the k most likely tokens, None for all. Ties at the edge are kept.
+        top_p: Keep the smallest set of tokens whose probability reaches p, None for all.
+        min_new_tokens: EOS is impossible before this many output tokens.
+        eos_ids: The tokens that end a text, (E,); empty when EOS is ignored.
+        vocab_size: Tokens of the common map; rows of a logit beyond it are padding and are cut off.
+        seed: The experiment's seed.
+        keys: A stable integer for every row's prompt and sample, (batch,).
+        prompt_lengths: Tokens of every prompt, (batch,).
+        draft_stream: Where sampled drafts take their noise from. Under the rule ``match`` it is the target's own
+            stream: draft and target are then coupled, and agree as often as they can.
+        needs_draft_probs: Whether the rule asks what a sampled draft was drawn from; if not, it need not be computed.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_new_tokens: int
+    eos_ids: Tensor
+    vocab_size: int
+    seed: int
+    keys: Tensor
+    prompt_lengths: Tensor
+    draft_stream: Stream = Stream.DRAFT
+    needs_draft_probs: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every distribution is one-hot."""
+        return self.temperature == 0.0
+
+    def weigh(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """Logits as unnormalised log-probabilities, forbidden tokens at -inf.
+
+        Args:
+            logits: (batch, nodes, rows of the model's vocabulary), any float type.
+            positions: (batch, nodes).
+
+        Returns:
+            (batch, nodes, vocab_size); float32 unless greedy, where the logits' own type decides nothing.
+        """
+        logits = self._fit(logits)
+        if self.min_new_tokens and self.eos_ids.numel():
+            logits = self._forbid_early_end(logits, positions)
+        if self.is_greedy:
+            return logits
+        weights = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < self.vocab_size:
+            edge = weights.topk(self.top_k, dim=-1).values[..., -1:]
+            weights = weights.masked_fill(weights < edge, -torch.inf)
+        if self.top_p is not None and self.top_p < 1.0:
+            weights = _keep_nucleus(weights, self.top_p)
+        return weights
+
+    def probs(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """The distribution that a token is drawn from, float32, (batch, nodes, vocab_size); one-hot at T = 0."""
+        weights = self.weigh(logits, positions)
+        if self.is_greedy:
+            best = weights.argmax(-1, keepdim=True)
+            return torch.zeros(weights.shape, device=weights.device).scatter_(-1, best, 1.0)
+        return weights.softmax(-1)
+
+    def scores(self, logits: Tensor, positions: Tensor, stream: Stream, rank: int = 0) -> Tensor:
+        """Log-probabilities with Gumbel noise added: the largest is a draw, the k largest are k without replacement.
+
+        At T = 0 there is no noise, and the k largest are simply the k most likely. ``rank`` gives siblings noise of
+        their own, for draws with replacement.
+        """
+        weights = self.weigh(logits, positions)
+        return weights if self.is_greedy else weights + self.noise(positions, stream, rank)
+
+    def draw(self, logits: Tensor, positions: Tensor, stream: Stream, rank: int = 0) -> Tensor:
+        """One token for every node, (batch, nodes)."""
+        return self.scores(logits, positions, stream, rank).argmax(-1)
+
+    def draw_from(self, weights: Tensor, positions: Tensor, stream: Stream) -> Tensor:
+        """One token from non-negative weights that need no sum of 1, (batch, vocab_size) -> (batch,)."""
+        scores = weights.log()[:, None] + self.noise(positions[:, None], stream)
+        return scores[:, 0].argmax(-1)
+
+    def noise(self, positions: Tensor, stream: Stream, rank: int = 0) -> Tensor:
+        """Gumbel noise for every token at every position, (batch, nodes, vocab_size), float32.
+
+        It depends on a node's position and not on the node: of the nodes at one depth at most one is on the path that
+        is followed, so they may share it.
+        """
+        tokens = torch.arange(self.vocab_size, device=positions.device, dtype=torch.int32)
+        shifted = positions * 64 + rank
+        return gumbel(hash32(self.seed, stream, self.keys[:, None, None], shifted[..., None], tokens))
+
+    def uniforms(self, positions: Tensor, ranks: Tensor | int, stream: Stream) -> Tensor:
+        """One number in (0, 1) for every node, keyed by position and rank among siblings, (batch, nodes)."""
+        return uniform(hash32(self.seed, stream, self.keys[:, None], positions * 64 + ranks))
+
+    def _fit(self, logits: Tensor) -> Tensor:
+        rows = logits.shape[-1]
+        if rows >= self.vocab_size:
+            return logits[..., : self.vocab_size]
+        return torch.nn.functional.pad(logits, (0, self.vocab_size - rows), value=-torch.inf)
+
+    def _forbid_early_end(self, logits: Tensor, positions: Tensor) -> Tensor:
+        early = (positions - self.prompt_lengths[:, None]) < self.min_new_tokens
+        ends = torch.zeros(self.vocab_size, dtype=torch.bool, device=logits.device).index_fill_(
+            0, self.eos_ids, value=True
+        )
+        return logits.masked_fill(early[..., None] & ends, -torch.inf)
+
+
+def _keep_nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """Set to -inf every token outside the smallest set whose probability reaches ``top_p``; the first always stays."""
+    ordered, order = weights.sort(dim=-1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
+    return weights.masked_fill(dropped, -torch.inf)

@@ -1,0 +1,438 @@
+"""Any Hugging Face causal LM, unmodified, over a slab cache: a forward over committed tokens plus the nodes of a tree.
+
+The same class runs the target and every draft model. A model is used only after a self-test has shown that its logits
+over a tree equal those of plain sequences; one that fails is refused with the reason.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from specbench.decode.cache import KVShape, SlabCache, Window, probe_cache
+from specbench.decode.tree import Layout, lay_out
+from specbench.errors import ModelRefusedError
+
+if TYPE_CHECKING:
+    from specbench.decode.method import Hidden
+
+# A KV view grows in strides, so that few shapes occur; 64 costs a query nothing measurable.
+_VIEW_STRIDE = 64
+_KNOWN_ATTENTION = {"full_attention", "sliding_attention"}
+
+
+class Nodes(NamedTuple):
+    """The tokens of one forward: M queries over a row's committed tokens and up to K nodes behind them.
+
+    Attributes:
+        tokens: (B, M).
+        base: Committed tokens that every query sees; node j of row b sits in slot ``base[b] + j``, (B,).
+        node: Which node each query is, (M,).
+        depth: Its depth below the base, (B, M) or (1, M); its position is ``base + depth``.
+        ancestors: Which nodes each query sees, itself included, (B, M, K) or (1, M, K).
+        dead: Queries whose KV must not be kept, (B, M) or (B, 1).
+        key_depth: Depth of every node 0..K-1, (B, K) or (1, K); None where it equals ``depth``.
+    """
+
+    tokens: Tensor
+    base: Tensor
+    node: Tensor
+    depth: Tensor
+    ancestors: Tensor
+    dead: Tensor
+    key_depth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward computed: logits (B, M, rows of the vocabulary), and the hidden states that were asked for."""
+
+    logits: Tensor
+    hidden: Mapping["Hidden", Tensor] = field(default_factory=dict)
+
+
+class CachedModel:
+    """A causal LM with a slab of its own. Rows are ragged; nothing is ever padded by token id or moved to align.
+
+    Attributes:
+        module: The unmodified model, in evaluation mode.
+        name: How users call it.
+        vocab_size: Tokens of its map; further rows of its logits are padding.
+        pacer: Wraps every forward. The bench keeps a draft latency with it; nobody else knows that it exists.
+    """
+
+    def __init__(self, module: PreTrainedModel, name: str, vocab_size: int | None = None) -> None:
+        self.module = module.eval()
+        self.name = name
+        self.config = module.config.get_text_config()
+        self.vocab_size = vocab_size or int(self.config.vocab_size)
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.max_positions = _max_positions(self.config)
+        self.pacer: AbstractContextManager[None] = nullcontext()
+        _check_interface(module, name)
+        self.kv_shape = _probe_kv_shape(module, name)
+        self._masks = _mask_kinds(self.config, name)
+        self._cache: SlabCache | None = None
+
+    @property
+    def cache(self) -> SlabCache:
+        """The slab of the current batch."""
+        assert self._cache is not None, "allocate() comes first"
+        return self._cache
+
+    def sharing_weights(self) -> "CachedModel":
+        """The same weights with a slab of its own, for another user in the same process."""
+        return CachedModel(self.module, self.name, self.vocab_size)
+
+    def allocate(self, batch: int, slots: int) -> None:
+        """Make room for ``batch`` rows of ``slots`` slots; a slab that fits serves again, since nothing stale is read."""
+        if self._cache is None or self._cache.batch != batch or self._cache.slots < slots:
+            self._cache = None  # let go of the old slab before the new one is made
+            self._cache = SlabCache(self.kv_shape, batch, slots, self.dtype, self.device)
+
+    @torch.no_grad()
+    def prefill(
+        self, tokens: Tensor, lengths: Tensor, hidden: tuple["Hidden", ...] = (), *, all_positions: bool = False
+    ) -> Output:
+        """Fill the slab with prompts, padded on the right, and return the logits after each row's last token.
+
+        Args:
+            tokens: (B, P); what stands at and beyond ``lengths`` is never seen.
+            lengths: (B,), at least 1.
+            hidden: Hidden states to return.
+            all_positions: Return hidden states of every position, not only of the last.
+
+        Returns:
+            Logits (B, 1, rows of the vocabulary); hidden states (B, P, H) or (B, 1, H).
+        """
+        batch, longest = tokens.shape
+        position = torch.arange(longest, device=self.device)
+        slots = torch.where(position < lengths[:, None], position, self.cache.trash)
+        visible = (position <= position[:, None])[None]
+        masks = self._additive(visible, position[None], position[None])
+        last = (lengths - 1)[:, None]
+        positions = position.expand(batch, -1)
+        output = self._run(tokens, positions, Window(self.cache.rows, slots, None), masks, hidden, keep=last)
+        if all_positions:
+            return output
+        rows = self.cache.rows
+        return Output(output.logits, {key: value[rows, last] for key, value in output.hidden.items()})
+
+    @torch.no_grad()
+    def forward(self, nodes: Nodes, longest: int, hidden: tuple["Hidden", ...] = ()) -> Output:
+        """Run nodes on top of the committed tokens; their KV stays in the slots behind ``base``.
+
+        Args:
+            nodes: The queries.
+            longest: No entry of ``nodes.base`` is greater; known without asking the device.
+            hidden: Hidden states to return, (B, M, H) each.
+        """
+        with self.pacer:
+            return self._forward(nodes, longest, hidden)
+
+    def _forward(self, nodes: Nodes, longest: int, hidden: tuple["Hidden", ...]) -> Output:
+        cache, base = self.cache, nodes.base[:, None]
+        reach = nodes.ancestors.shape[-1]
+        view = min(-(-(longest + reach) // _VIEW_STRIDE) * _VIEW_STRIDE, cache.slots - 1)
+        slots = torch.where(nodes.dead, cache.trash, base + nodes.node)
+        positions = base + nodes.depth
+        if self.max_positions is not None:
+            # Nodes beyond the last position are beyond the budget as well: they are computed and never kept.
+            positions = positions.clamp_max(self.max_positions - 1)
+        key = torch.arange(view, device=self.device)
+        visible = (key < base)[:, None, :].repeat(1, nodes.tokens.shape[1], 1)
+        columns = base + torch.arange(reach, device=self.device)
+        ancestors = nodes.ancestors.expand(len(base), -1, -1)
+        visible.scatter_(2, columns[:, None, :].expand(ancestors.shape), ancestors)
+        key_positions = key[None]
+        if self._masks.window is not None:
+            depth = nodes.depth if nodes.key_depth is None else nodes.key_depth
+            key_positions = key.expand(len(base), -1).scatter(1, columns, (base + depth).expand(columns.shape))
+        masks = self._additive(visible, positions, key_positions)
+        return self._run(nodes.tokens, positions, Window(cache.rows, slots, view), masks, hidden)
+
+    def verify(
+        self,
+        layout: Layout,
+        tokens: Tensor,
+        lengths: Tensor,
+        active: Tensor,
+        longest: int,
+        hidden: tuple["Hidden", ...] = (),
+    ) -> Output:
+        """Run a whole tree, root and all, (B, N + 1)."""
+        dead = layout.padding | ~active[:, None]
+        nodes = Nodes(tokens, lengths, layout.node, layout.depth, layout.ancestors, dead)
+        return self.forward(nodes, longest, hidden)
+
+    def _additive(self, visible: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """Bool masks (B, M, K) as what the model adds to its attention scores, in its own dtype, (B, 1, M, K)."""
+        full = self._to_scores(visible)
+        if self._masks.window is None:
+            return full
+        near = key_positions[:, None, :] > positions[:, :, None] - self._masks.window
+        sliding = self._to_scores(visible & near)
+        if not self._masks.by_layer_type:
+            return sliding
+        return {"full_attention": full, "sliding_attention": sliding}
+
+    def _to_scores(self, visible: Tensor) -> Tensor:
+        scores = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        return scores.masked_fill_(~visible, -torch.inf)[:, None]
+
+    def _run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        window: Window,
+        masks: Tensor | dict[str, Tensor],
+        hidden: tuple["Hidden", ...],
+        keep: Tensor | None = None,
+    ) -> Output:
+        self.cache.window = window
+        with _tapped(self.module, hidden, keep) as states:
+            logits = self.module(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=masks,
+                past_key_values=self.cache.as_transformers,
+                use_cache=True,
+            ).logits
+        return Output(logits, states)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The output head alone: (..., H) after the final norm -> (..., rows of the vocabulary)."""
+        output = self.module.get_output_embeddings()(hidden)
+        return torch.as_tensor(output)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The raw input embedding, (...) -> (..., H)."""
+        return torch.as_tensor(self.module.get_input_embeddings()(tokens))
+
+
+@contextmanager
+def _tapped(
+    module: PreTrainedModel, wanted: tuple["Hidden", ...], keep: Tensor | None
+) -> Iterator[dict["Hidden", Tensor]]:
+    """Catch hidden states as they pass, and let the head see only the positions in ``keep`` (B, k)."""
+    states: dict[Hidden, Tensor] = {}
+    if not wanted and keep is None:
+        yield states
+        return
+    handles = []
+
+    def at_head(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for key in wanted:
+            if key.kind == "post_norm":
+                states[key] = args[0]
+        if keep is None:
+            return args
+        rows = torch.arange(len(keep), device=keep.device)[:, None]
+        return (args[0][rows, keep], *args[1:])
+
+    handles.append(module.get_output_embeddings().register_forward_pre_hook(at_head))
+    layers = decoder_layers(module) if any(key.kind == "layer_input" for key in wanted) else None
+    for key in wanted:
+        if layers is None or key.kind != "layer_input":
+            continue
+
+        def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: "Hidden" = key) -> None:
+            states[key] = args[0] if args else kwargs["hidden_states"]
+
+        handles.append(layers[key.layer].register_forward_pre_hook(at_layer, with_kwargs=True))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_layers(module: PreTrainedModel) -> nn.ModuleList:
+    """The list that holds the model's decoder layers: the one with as many entries as the configuration says."""
+    wanted = module.config.get_text_config().num_hidden_layers
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList) and len(child) == wanted and not isinstance(child[0], nn.Linear):
+            return child
+    raise ModelRefusedError(f"{type(module).__name__}: no list of {wanted} decoder layers was found")
+
+
+class _MaskKinds(NamedTuple):
+    window: int | None
+    by_layer_type: bool
+
+
+def _mask_kinds(config: Any, name: str) -> _MaskKinds:
+    """Whether layers attend within a window, and whether the model takes one mask or one for each kind of layer."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if strange := kinds - _KNOWN_ATTENTION:
+        raise ModelRefusedError(
+            f"{name}: layers of type {', '.join(sorted(strange))} keep a state that cannot be rolled back"
+        )
+    window = getattr(config, "sliding_window", None)
+    if kinds:
+        return (
+            _MaskKinds(window, by_layer_type=True)
+            if "sliding_attention" in kinds
+            else _MaskKinds(None, by_layer_type=False)
+        )
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    return _MaskKinds(window, by_layer_type=False)
+
+
+def _max_positions(config: Any) -> int | None:
+    value = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(value) if value else None
+
+
+def _check_interface(module: PreTrainedModel, name: str) -> None:
+    accepted = inspect.signature(module.forward).parameters
+    for needed in ("position_ids", "attention_mask", "past_key_values"):
+        if needed not in accepted:
+            raise ModelRefusedError(
+                f"{name} ({type(module).__name__}): its forward takes no {needed}, so rows of unequal length and trees "
+                "cannot be placed in its cache"
+            )
+    if module.get_output_embeddings() is None:
+        raise ModelRefusedError(f"{name} ({type(module).__name__}): it has no output head")
+
+
+@torch.no_grad()
+def _probe_kv_shape(module: PreTrainedModel, name: str) -> KVShape:
+    """Run one token and look at what the model stores."""
+    cache = probe_cache()
+    device = next(module.parameters()).device
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    try:
+        module(input_ids=token, position_ids=token, past_key_values=cache, use_cache=True)
+    except Exception as error:  # whatever a foreign model raises is its reason
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelRefusedError(
+            f"{name} ({type(module).__name__}): it does not run with a cache of ours: {reason}"
+        ) from error
+    shapes = {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers if layer.keys is not None}
+    wanted = module.config.get_text_config().num_hidden_layers
+    if len(cache.layers) != wanted or not shapes:
+        raise ModelRefusedError(
+            f"{name} ({type(module).__name__}): {len(cache.layers)} of its {wanted} layers keep keys and values; the others "
+            "keep a state that cannot be rolled back"
+        )
+    if len(shapes) > 1 or len(set(next(iter(shapes)))) > 1:
+        raise ModelRefusedError(f"{name} ({type(module).__name__}): its layers store keys and values of unequal shape")
+    _, heads, _, dim = next(iter(shapes))[0]
+    return KVShape(wanted, heads, dim)
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test measured: the largest difference of a logit, and the largest that may pass."""
+
+    difference: float
+    tolerance: float
+
+
+@torch.no_grad()
+def self_test(model: CachedModel, seed: int = 0) -> SelfTest:
+    """Compare logits over a ragged batch of trees, and after compaction, with plain forwards over each path.
+
+    In float32 a difference of 1e-3 of the logits' scale passes. In half precision the bar is the model's own difference
+    between a forward that ends at a token and one that goes on past it, four times over.
+
+    Raises:
+        ModelRefusedError: The logits differ: the model does not honour positions or masks as the core gives them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [6, 3]
+    limit = min(model.vocab_size, 1 << 15)
+    prompts = [torch.randint(0, limit, (length,), generator=generator).tolist() for length in lengths]
+    draft = torch.randint(0, limit, (2, 5), generator=generator).tolist()
+    after = torch.randint(0, limit, (2, 1), generator=generator).tolist()
+    # 0 and 1 hang from the root, 2 and 3 from 1, 4 from 3; the second row has padding in the last place.
+    parents = [[-1, -1, 1, 1, 3], [-1, -1, 1, 1, -2]]
+    roots = [row.pop() for row in prompts]
+    saved, model._cache = model._cache, None  # the caller's slab stays untouched
+    try:
+        got = _tree_logits(model, prompts, roots, draft, parents, after)
+    finally:
+        model._cache = saved
+    reference, own_noise, scale = [], 0.0, 0.0
+    for row, expected in enumerate(_sequences(prompts, roots, draft, parents, after)):
+        for tokens, node in expected:
+            logits, noise = _plain_logits(model, tokens)
+            scale, own_noise = max(scale, float(logits.abs().max())), max(own_noise, noise)
+            reference.append((logits - got[row][node]).abs().max())
+    difference = float(torch.stack(reference).max())
+    floor = 1e-3 if model.dtype == torch.float32 else 8 * torch.finfo(model.dtype).eps
+    tolerance = max(4 * own_noise if model.dtype != torch.float32 else 0.0, floor * max(1.0, scale))
+    if not difference <= tolerance:
+        raise ModelRefusedError(
+            f"{model.name} ({type(model.module).__name__}): its logits over a token tree differ from those of plain "
+            f"sequences by {difference:.3g}, and {tolerance:.3g} may pass; it ignores positions or masks"
+        )
+    return SelfTest(difference, tolerance)
+
+
+_AFTER = 99  # the key under which the logits after compaction are kept
+
+
+def _tree_logits(
+    model: CachedModel,
+    prompts: list[list[int]],
+    roots: list[int],
+    draft: list[list[int]],
+    parents: list[list[int]],
+    after: list[list[int]],
+) -> list[dict[int, Tensor]]:
+    device = model.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    longest = int(lengths.max())
+    model.allocate(2, longest + 16)
+    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
+    model.prefill(padded, lengths)
+    layout = lay_out(torch.tensor(parents, device=device), max_depth=3)
+    tokens = torch.tensor([[root, *row] for root, row in zip(roots, draft, strict=True)], device=device)
+    active = torch.ones(2, dtype=torch.bool, device=device)
+    logits = model.verify(layout, tokens, lengths, active, longest).logits.float()
+    rows = [{node: logits[row, node] for node in range(6)} for row in range(2)]
+    # Keep the root and node 2, which has to move one slot down past node 1.
+    path = torch.tensor([[0, 2], [0, 2]], device=device)
+    model.cache.compact(path, torch.tensor([2, 2], device=device), lengths)
+    one = lay_out(torch.empty(2, 0, dtype=torch.int64, device=device), max_depth=0)
+    logits = model.verify(one, torch.tensor(after, device=device), lengths + 2, active, longest + 2).logits.float()
+    for row in range(2):
+        rows[row][_AFTER] = logits[row, 0]
+    return rows
+
+
+def _sequences(
+    prompts: list[list[int]],
+    roots: list[int],
+    draft: list[list[int]],
+    parents: list[list[int]],
+    after: list[list[int]],
+) -> list[list[tuple[list[int], int]]]:
+    """For every row, the plain sequences that lead to its nodes."""
+    rows = []
+    for prompt, root, tokens, above, last in zip(prompts, roots, draft, parents, after, strict=True):
+        paths: dict[int, list[int]] = {-1: [*prompt, root]}
+        for node, parent in enumerate(above):
+            if parent != -2:
+                paths[node] = [*paths[parent], tokens[node]]
+        sequences = [(path, node + 1) for node, path in paths.items()]
+        rows.append([*sequences, ([*paths[1], last[0]], _AFTER)])
+    return rows
+
+
+def _plain_logits(model: CachedModel, tokens: list[int]) -> tuple[Tensor, float]:
+    """The model's own logits after a sequence, and how much they change when the forward goes on for four tokens."""
+    ids = torch.tensor([tokens], device=model.device)
+    logits = model.module(input_ids=ids, use_cache=False).logits[0, -1].float()
+    longer = torch.cat([ids, ids[:, :1].expand(1, 4)], dim=1)
+    other = model.module(input_ids=longer, use_cache=False).logits[0, len(tokens) - 1].float()
+    return logits, float((logits - other).abs().max())

@@ -1,0 +1,160 @@
+"""Token trees as tensors of static shape. A chain is a tree of width one, autoregressive decoding the empty tree.
+
+Node 0 is the root: the last committed token, whose KV is not in the cache yet. Draft nodes 0..N-1 of a method become
+nodes 1..N here. A method names parents in its own numbering: -1 is the root, -2 marks padding, a parent comes before
+its children.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """Where every node of a batch of trees hangs. B rows, N draft nodes, N1 = N + 1.
+
+    Attributes:
+        parent: (B, N1) in node numbering; the root and padding point to 0.
+        padding: (B, N1) bool; every node below a padding node is padding.
+        eligible: (B, N1) bool, may be accepted: neither root, padding nor probe.
+        ancestors: (B, N1, N1) bool, ``[b, i, j]``: j is an ancestor of i, or i itself.
+        depth: (B, N1), the root and padding at 0.
+        node: (N1,), 0..N.
+        is_chain: Every node is the only child of the one before it.
+    """
+
+    parent: Tensor
+    padding: Tensor
+    eligible: Tensor
+    ancestors: Tensor
+    depth: Tensor
+    node: Tensor
+    is_chain: bool
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that the target verifies, root and padding included."""
+        return self.node.numel()
+
+
+def lay_out(parents: Tensor, max_depth: int, probe: Tensor | None = None) -> Layout:
+    """Find ancestors and depths by pointer doubling: ``log2(max_depth)`` rounds, no loop over nodes or rows.
+
+    Args:
+        parents: (B, N) in the method's numbering.
+        max_depth: No node is deeper.
+        probe: (B, N) bool, nodes that are computed and never accepted.
+    """
+    num_nodes = parents.shape[1] + 1
+    node = torch.arange(num_nodes, device=parents.device)
+    padding = F.pad(parents == -2, (1, 0))
+    parent = F.pad((parents + 1).clamp_min(0), (1, 0))
+    ancestors = (node[:, None] == node) | (parent[:, :, None] == node)
+    depth = (node > 0).expand(parent.shape).to(torch.int64)
+    jump = parent
+    for _ in range(math.ceil(math.log2(max(1, max_depth)))):
+        ancestors = ancestors | ancestors.gather(1, jump[:, :, None].expand(-1, -1, num_nodes))
+        depth = depth + depth.gather(1, jump)
+        jump = jump.gather(1, jump)
+    padding = (ancestors & padding[:, None, :]).any(-1)
+    eligible = ~padding & (node > 0)
+    if probe is not None:
+        eligible = eligible & ~F.pad(probe, (1, 0))
+    return Layout(parent, padding, eligible, ancestors, depth.masked_fill(padding, 0), node, is_chain=False)
+
+
+@lru_cache(maxsize=256)
+def _chain(length: int, device: torch.device) -> Layout:
+    parents = torch.arange(-1, length - 1, device=device)[None]
+    return lay_out(parents, max(1, length))._replace(is_chain=True)
+
+
+def lay_out_chain(length: int, drafted: Tensor | None, batch: int, device: torch.device) -> Layout:
+    """A chain of ``length`` nodes for every row.
+
+    Args:
+        length: N, 0 for the empty tree.
+        drafted: (B, N) bool, False where the row's chain has ended; a prefix of every row, or None for all.
+        batch: B.
+        device: Where the tensors live.
+    """
+    shape = _chain(length, device)
+    layout = Layout(
+        shape.parent.expand(batch, -1),
+        shape.padding.expand(batch, -1),
+        shape.eligible.expand(batch, -1),
+        shape.ancestors.expand(batch, -1, -1),
+        shape.depth.expand(batch, -1),
+        shape.node,
+        is_chain=True,
+    )
+    if drafted is None:
+        return layout
+    kept = F.pad(drafted, (1, 0), value=True)
+    return layout._replace(padding=~kept, eligible=layout.eligible & kept, depth=layout.depth * kept)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A tree shape that is known before the run and the same for every row.
+
+    Attributes:
+        parents: (N,) in the method's numbering.
+        levels: First node of every depth from 1 on, then N: nodes of a depth stand next to one another.
+    """
+
+    parents: Tensor
+    levels: tuple[int, ...]
+
+    @staticmethod
+    def from_branching(branching: tuple[int, ...], device: torch.device) -> "Topology":
+        """Every node of depth d has ``branching[d]`` children; nodes are numbered level by level."""
+        parents: list[int] = []
+        levels, above = [0], [-1]
+        for children in branching:
+            first = len(parents)
+            parents += [parent for parent in above for _ in range(children)]
+            above = list(range(first, len(parents)))
+            levels.append(len(parents))
+        return Topology(torch.tensor(parents, device=device, dtype=torch.int64), tuple(levels))
+
+
+def deepest(layout: Layout, accepted: Tensor) -> Tensor:
+    """The deepest accepted node of every row, the lowest-numbered one of several, (B,).
+
+    The score is unique, so that no device's habit with ties decides.
+    """
+    last = layout.num_nodes - 1
+    score = layout.depth * layout.num_nodes + (last - layout.node)
+    return score.masked_fill(~accepted | layout.padding, -1).argmax(1)
+
+
+def path_to(layout: Layout, best: Tensor, columns: int) -> Tensor:
+    """The nodes from the root to ``best``, one a depth, -1 beyond it, (B, columns)."""
+    batch, num_nodes = layout.parent.shape
+    on_path = layout.ancestors.gather(1, best[:, None, None].expand(-1, 1, num_nodes))[:, 0]
+    path = torch.full((batch, columns + 1), -1, dtype=torch.int64, device=best.device)
+    where = torch.where(on_path, layout.depth, columns)
+    return path.scatter_(1, where, layout.node.expand(batch, -1))[:, :columns]
+
+
+def children_table(layout: Layout, most: int) -> Tensor:
+    """Every node's eligible children in order, -1 where there are fewer, (B, N1, most)."""
+    siblings = (layout.parent[:, :, None] == layout.parent[:, None, :]) & layout.eligible[:, None, :]
+    rank = (siblings & (layout.node[None, :] < layout.node[:, None])).sum(-1)
+    batch, num_nodes = layout.parent.shape
+    column = torch.where(layout.eligible & (rank < most), layout.parent * most + rank, num_nodes * most)
+    table = torch.full((batch, num_nodes * most + 1), -1, dtype=torch.int64, device=column.device)
+    table = table.scatter_(1, column, layout.node.expand(batch, -1))
+    return table[:, :-1].view(batch, num_nodes, most)
+
+
+def sibling_ranks(layout: Layout) -> Tensor:
+    """How many eligible siblings come before each node, (B, N1)."""
+    siblings = (layout.parent[:, :, None] == layout.parent[:, None, :]) & layout.eligible[:, None, :]
+    return (siblings & (layout.node[None, :] < layout.node[:, None])).sum(-1)

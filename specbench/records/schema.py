@@ -1,0 +1,309 @@
+"""Every column that specbench stores: its name, type, unit and meaning.
+
+The three tables are tuples of `Column`. Everything else follows from them: the Parquet schema, the check of a
+row before it is written, and the column dictionary ``results/README.md``. To rebuild that file::
+
+    python -m specbench.records.schema
+
+A name, type or meaning that changes needs a new `SCHEMA_VERSION`; the store then refuses older files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Raised whenever a column's name, type or meaning changes."""
+
+STATUSES = ("ok", "oom", "timeout", "error", "unsupported", "skipped")
+"""What may stand in `requests.status`."""
+
+PASSES = ("headline", "phase")
+"""`headline` is timed from outside and gives the published times; `phase` also times the parts of a step."""
+
+PHASES = ("draft", "verify", "accept", "update", "host")
+"""Parts of a step, in their order; `host` is what is left of its wall time."""
+
+TEXT, INTEGER, REAL, FLAG = pa.string(), pa.int32(), pa.float64(), pa.bool_()
+IDS, COUNTS = pa.list_(pa.int32()), pa.list_(pa.int16())
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of one table; `nullable` ones say in their meaning when they are null, or are metrics."""
+
+    name: str
+    type: Any
+    unit: str
+    meaning: str
+    nullable: bool = False
+
+
+_optional = partial(Column, nullable=True)
+
+# fmt: off
+REQUESTS: tuple[Column, ...] = (
+    Column("run_id", TEXT, "", "The run that wrote the row; its machine and code are in `runs`."),
+    Column("trial_id", TEXT, "",
+        "Hash of configuration, weights, tokenizer, prompts and measurement version."),
+    Column("cell", TEXT, "", "Cell of the grid: all that the arms compared with one another have in common."),
+    Column("method", TEXT, "",
+        "Method by its registered name: `autoregressive`, `draft_model`, `prompt_lookup`, ..., or a "
+        "baseline of another library: `transformers-generate`, `transformers-assisted`, "
+        "`transformers-prompt-lookup`."),
+    Column("label", TEXT, "", "The user's name for the method, or one made from its options."),
+    Column("arm", TEXT, "",
+        "What is compared, unique within its cell; `autoregressive` and `autoregressive-twin` are the same "
+        "work twice, the A/A pair."),
+    Column("options", TEXT, "JSON", "The method's own options."),
+    Column("target", TEXT, "", "Target model as the user named it."),
+    _optional("draft", TEXT, "",
+        "Draft model or heads as the user named them; null for a method without weights."),
+    Column("dtype", TEXT, "", "Data type of the target's weights and forward."),
+    Column("device", TEXT, "", "Model name of the GPU, or `cpu` and the CPU's model name."),
+    Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
+    Column("attention", TEXT, "", "Attention implementation that really ran."),
+    Column("captured_phases", TEXT, "",
+        "Phases that ran as captured CUDA graphs, separated by commas; empty if none."),
+    Column("batch_size", INTEGER, "rows",
+        "Rows of a full batch in this cell; a last partial batch has fewer rows."),
+    Column("batch_id", TEXT, "",
+        "One timed generation: arm x block x repeat x pass x process; its rows share times."),
+    Column("row", INTEGER, "index", "Slot of the request in its batch, from 0."),
+    Column("block", INTEGER, "index", "Which batch of prompts of the cell, from 0."),
+    Column("repeat", INTEGER, "index", "Which repetition of the block, from 0."),
+    Column("order_in_block", INTEGER, "index",
+        "Position of the arm in the random order of its block, from 0."),
+    Column("pass", TEXT, "",
+        "`headline`: no clock inside the loop; `phase`: the parts of each step are timed too."),
+    Column("process", INTEGER, "index", "Which process of `measure.processes`, from 0."),
+    _optional("dataset", TEXT, "", "Prompt source."),
+    _optional("category", TEXT, "", "Category of the prompt within its source."),
+    Column("prompt_id", TEXT, "", "The prompt, unique within the run."),
+    _optional("prompt_tokens", INTEGER, "tokens", "Length of the prompt as the target reads it."),
+    _optional("output_ids", IDS, "token ids", "Generated tokens, cut at EOS (kept) or at the length limit."),
+    _optional("output_tokens", INTEGER, "tokens",
+        "Length of `output_ids`; the first of them comes from the prefill."),
+    _optional("finish_reason", TEXT, "", "Why the row ended: `eos` or `length`."),
+    _optional("overshoot_tokens", INTEGER, "tokens",
+        "Tokens of the last step beyond EOS or the limit: cut, not counted."),
+    _optional("steps", INTEGER, "steps", "Decode steps until the row ended; the prefill is none."),
+    _optional("drafted_tokens", INTEGER, "tokens",
+        "Sum of `drafted_depth_per_step`: tokens drafted along one path."),
+    _optional("accepted_tokens", INTEGER, "tokens", "Sum of `accepted_per_step`."),
+    _optional("accepted_per_step", COUNTS, "tokens",
+        "Draft tokens kept in each step, without the target's own token and before the cut at EOS or "
+        "length: `output_tokens = 1 + sum(accepted + 1) - overshoot_tokens`."),
+    _optional("drafted_depth_per_step", COUNTS, "tokens",
+        "Depth of the row's draft in each step: the most that could be accepted."),
+    _optional("drafted_nodes_per_step", COUNTS, "nodes",
+        "Nodes of the row's draft tree that the target verified in each step; equals the depth for a chain."),
+    _optional("prefill_s", REAL, "s",
+        "Batch: start of the request to end of the prefill (the method's own included)."),
+    _optional("ttft_s", REAL, "s", "Batch: start of the request to the first token at hand."),
+    _optional("decode_s", REAL, "s",
+        "Batch: end of the prefill to the step that ended the batch's last row. Stored with each row of the "
+        "batch and never summed over rows."),
+    _optional("row_done_s", REAL, "s", "Row's own: end of the prefill to the step that ended this row."),
+    Column("temperature", REAL, "1", "Sampling temperature; 0 is greedy."),
+    Column("rule", TEXT, "", "Acceptance rule: `greedy`, `rejection`, `match`, `synthetic` or a lossy one."),
+    Column("lossless", FLAG, "", "The method under this rule claims to keep the target's distribution."),
+    Column("seed", pa.int64(), "", "Seed of the counter-based noise."),
+    Column("max_new_tokens", INTEGER, "tokens", "Length limit of the output."),
+    Column("latency_mode", TEXT, "", "Where draft time comes from: `measured`, `injected` or `composed`."),
+    _optional("draft_latency_ms", REAL, "ms",
+        "Lower bound that was asked for per draft forward (heads, beams and lookup: per draft phase); null "
+        "is as measured."),
+    Column("simulated_acceptance", FLAG, "",
+        "Acceptance was drawn, not decided by the target: the text is not the target's."),
+    _optional("repeat_ngram_share", REAL, "fraction",
+        "Share of the output's 4-grams that occurred before in it; loops flatter every drafter."),
+    Column("target_sha", TEXT, "", "Hash of the target's weights and tokenizer."),
+    Column("prompts_sha", TEXT, "", "Hash of the token ids of the cell's prompts."),
+    Column("status", TEXT, "",
+        "`ok`, `oom`, `timeout`, `error`, `unsupported` or `skipped`; metrics are null unless `ok`."),
+    _optional("reason", TEXT, "", "Why the status is not `ok`."),
+    _optional("verdict", TEXT, "",
+        "Text against the core's autoregressive arm of the same block and repeat: `equal`, `near-tie` or "
+        "`WRONG`; null where the check does not apply."),
+    _optional("first_divergence", INTEGER, "index", "First output position that differs; null if none."),
+    _optional("divergence_gap", REAL, "logits",
+        "Target's best logit less that of the token chosen there, teacher-forced."),
+)
+
+STEPS: tuple[Column, ...] = (
+    Column("run_id", TEXT, "", "The run that wrote the row."),
+    Column("trial_id", TEXT, "", "As in `requests`."),
+    Column("batch_id", TEXT, "", "The timed generation, as in `requests`; always one of the phase pass."),
+    Column("cell", TEXT, "", "As in `requests`."),
+    Column("arm", TEXT, "", "As in `requests`."),
+    Column("method", TEXT, "", "As in `requests`."),
+    Column("step", INTEGER, "index", "Decode step of the batch, from 0."),
+    Column("draft_s", REAL, "s", "Time in `method.draft`."),
+    Column("verify_s", REAL, "s", "Time in the target's forward over the draft."),
+    Column("accept_s", REAL, "s", "Time in the acceptance rule, compaction of the cache included."),
+    Column("update_s", REAL, "s", "Time in `method.update`."),
+    Column("host_s", REAL, "s", "Wall time of the step less its four phases."),
+    Column("step_s", REAL, "s", "Wall time of the step."),
+    Column("syncs", INTEGER, "count", "Times the host waited for the device in the step."),
+    Column("nodes", INTEGER, "nodes", "Draft nodes verified in the step, summed over active rows."),
+    Column("rows_active", INTEGER, "rows", "Rows that had not ended when the step began."),
+    Column("emitted_tokens", INTEGER, "tokens",
+        "Tokens that the step added to outputs, after the cut, over all rows."),
+)
+
+RUNS: tuple[Column, ...] = (
+    Column("run_id", TEXT, "", "Names the run; every other table refers to it."),
+    Column("started_at", TEXT, "UTC, ISO 8601", "When the run began."),
+    _optional("git_sha", TEXT, "", "Commit of the specbench checkout; null outside one."),
+    _optional("git_dirty", FLAG, "", "The checkout had changes that were not committed."),
+    Column("argv", TEXT, "JSON", "Command line, secrets redacted."),
+    Column("experiment", TEXT, "YAML", "The experiment with every default and override resolved."),
+    Column("versions", TEXT, "JSON", "Versions of Python, specbench and the packages it stands on."),
+    Column("machine", TEXT, "JSON", "GPU, CPU, clocks, power limit, driver, memory."),
+    Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
+    Column("device", TEXT, "", "As in `requests`."),
+    Column("seed", pa.int64(), "", "Seed of the run: order of the arms, and noise."),
+    Column("schema_version", INTEGER, "", "Version of these columns."),
+    Column("measurement_version", INTEGER, "",
+        "Version of the protocol; a change of it makes old numbers incomparable."),
+    _optional("notes", TEXT, "JSON",
+        "Warm-up log and what the run decided: `planned_blocks` (count), `fastest_autoregressive` (cell to "
+        "arm), `warmup`, `warnings` (list of sentences)."),
+    Column("status", TEXT, "", "`running`, `done`, `failed` (some trials failed) or `interrupted`."),
+)
+
+# fmt: on
+
+TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType(
+    {"requests": REQUESTS, "steps": STEPS, "runs": RUNS}
+)
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """Parquet schema of a table, with `SCHEMA_VERSION` in its metadata."""
+    fields = [pa.field(column.name, column.type, column.nullable) for column in TABLES[table]]
+    return pa.schema(
+        fields, metadata={"specbench.schema_version": str(SCHEMA_VERSION), "specbench.table": table}
+    )
+
+
+def blank_row(table: str) -> dict[str, Any]:
+    """A row with every column of the table and None in each: what a writer starts from."""
+    return dict.fromkeys(column.name for column in TABLES[table])
+
+
+def row_faults(table: str, row: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a row, one sentence a fault; empty when it may be stored."""
+    columns = {column.name: column for column in TABLES[table]}
+    faults = [f"unknown column {name!r}" for name in row if name not in columns]
+    faults += [f"missing column {name!r}" for name in columns if name not in row]
+    faults += [
+        f"column {name!r} may not be null"
+        for name, column in columns.items()
+        if not column.nullable and name in row and row[name] is None
+    ]
+    if not faults and table == "requests":
+        faults = _request_faults(row)
+    return faults
+
+
+def _request_faults(row: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if row["status"] not in STATUSES:
+        faults.append(f"column 'status' must be one of {', '.join(STATUSES)}, got {row['status']!r}")
+    if row["pass"] not in PASSES:
+        faults.append(f"column 'pass' must be one of {', '.join(PASSES)}, got {row['pass']!r}")
+    measured = [name for name in ("output_tokens", "decode_s", "prefill_s") if row[name] is not None]
+    if row["status"] != "ok" and measured:
+        faults.append(f"column {measured[0]!r} must be null where status is {row['status']!r}")
+    if row["status"] == "ok" and row["accepted_per_step"] is not None:
+        faults += _count_faults(row)
+    return faults
+
+
+def _count_faults(row: Mapping[str, Any]) -> list[str]:
+    """The identity between tokens, steps and acceptance; it holds for every row, whatever the method."""
+    lists = ("accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step")
+    faults = [
+        f"column {name!r} has {len(row[name])} entries for {row['steps']} steps"
+        for name in lists
+        if row[name] is not None and len(row[name]) != row["steps"]
+    ]
+    emitted = (
+        1 + sum(int(count) + 1 for count in row["accepted_per_step"]) - int(row["overshoot_tokens"] or 0)
+    )
+    if emitted != row["output_tokens"]:
+        faults.append(f"column 'output_tokens' is {row['output_tokens']}, but its steps emitted {emitted}")
+    return faults
+
+
+_PREFACE = """\
+# Results
+
+A run of `experiments/NAME.yaml` writes one folder, `results/NAME/MACHINE/`:
+
+    requests.parquet/   one row per request, arm, block, repeat and pass; a folder of parts, one part a block
+    steps.parquet/      one row per step of the phase pass; parts named as those of requests
+    runs.parquet        one row per run: code, versions, machine, the resolved experiment
+    report.html         drawn by `specbench report results/`, with figures/ and tables/
+
+Runs stay out of git. `pandas.read_parquet("results/NAME/MACHINE/requests.parquet")` reads a table without
+specbench; `specbench.records.store.Store(folder).read("requests")` also checks the schema version and leaves
+out the steps of unfinished blocks.
+
+* A **block** is one batch of prompts with every arm of its cell run on it, and it is the unit of resume: its
+  rows appear together when its last arm ends, or not at all. A block that was cut is run again whole.
+* **Times belong to a batch.** `prefill_s`, `ttft_s` and `decode_s` are stored with each row of their
+  `batch_id`; take one per `batch_id`, never the sum over rows. Only `row_done_s` is the row's own.
+* **The first token** comes from the prefill. Decode figures therefore count `output_tokens - 1` tokens.
+* **A failed arm is rows**: its planned requests with a `status` and a `reason`, every metric null, never 0.
+* The **headline** pass gives every published time. The **phase** pass only says where a step's time goes.
+* Rows of different targets, data types, devices or prompts are never divided by one another.
+
+This file is generated from `specbench/records/schema.py`. To rebuild it: `python -m specbench.records.schema`
+"""
+
+
+def markdown() -> str:
+    """The text of ``results/README.md``: the layout of a results folder and every column."""
+    parts = [_PREFACE, f"Schema version {SCHEMA_VERSION}.\n"]
+    titles = {
+        "requests": "one row per request, arm, block, repeat and pass",
+        "steps": "one row per `batch_id` and step of the phase pass",
+        "runs": "one row per run",
+    }
+    for table, columns in TABLES.items():
+        lines = [
+            f"## `{table}`: {titles[table]}\n",
+            "| column | type | unit | null | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_markdown_row(column) for column in columns]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _markdown_row(column: Column) -> str:
+    kind = str(column.type).replace("list<item: ", "list<").replace("element: ", "")
+    null = "may be" if column.nullable else ""
+    return f"| `{column.name}` | {kind} | {column.unit} | {null} | {column.meaning} |"
+
+
+def _main() -> None:
+    """Write ``results/README.md`` of the checkout that this file lies in, or the path given as argument."""
+    default = Path(__file__).resolve().parents[2] / "results" / "README.md"
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    path.write_text(markdown(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main()

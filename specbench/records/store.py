@@ -1,0 +1,217 @@
+"""The files of a run folder: blocks are written whole or not at all, and read back checked.
+
+A folder holds ``requests.parquet/`` and ``steps.parquet/``, folders with one part a block, and the file
+``runs.parquet``. The steps part of a block is written before its requests part, so the requests part is the
+mark that the block is complete: steps without it are not read, and are overwritten when the block runs again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from specbench.errors import ResultsError
+from specbench.records.schema import SCHEMA_VERSION, TABLES, arrow_schema, row_faults
+
+_VERSION_KEY, _BLOCK_KEY = b"specbench.schema_version", b"specbench.block"
+
+
+class Store:
+    """One run folder, for writing blocks and for reading tables. Opening it touches no disk."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def write_block(
+        self, key: str, requests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Store the rows of one block, all or none of them; a block of the same key is replaced.
+
+        Raises:
+            ResultsError: A row does not fit the schema (the message names the column), or the disk is full.
+        """
+        # Both are encoded before either is written: a bad row must not leave its block's other half behind.
+        encoded = {"steps": _encode("steps", steps, key), "requests": _encode("requests", requests, key)}
+        mark = self._part("requests", key)
+        mark.unlink(missing_ok=True)
+        for table, data in encoded.items():
+            try:
+                _write_atomically(self._part(table, key), data)
+            except ResultsError:
+                self._part("steps", key).unlink(missing_ok=True)
+                raise
+
+    def has_block(self, key: str) -> bool:
+        """Whether the block is stored whole.
+
+        Raises:
+            ResultsError: It is stored, but unreadable or with another schema version.
+        """
+        part = self._part("requests", key)
+        if not part.exists():
+            return False
+        _checked_schema(part)
+        return True
+
+    def block_keys(self) -> set[str]:
+        """Keys of all blocks that are stored whole.
+
+        Raises:
+            ResultsError: A part is unreadable or has another schema version.
+        """
+        metadata = (_checked_schema(part).metadata for part in _parts(self.folder / "requests.parquet"))
+        return {entry[_BLOCK_KEY].decode() for entry in metadata if _BLOCK_KEY in entry}
+
+    def write_run(self, row: Mapping[str, Any]) -> None:
+        """Store the row of one run; a row with the same ``run_id`` is replaced.
+
+        Raises:
+            ResultsError: The row does not fit, ``runs.parquet`` is unreadable, or the disk is full.
+        """
+        path = self.folder / "runs.parquet"
+        kept = [
+            old
+            for old in (_read_part(path).to_pylist() if path.exists() else [])
+            if old["run_id"] != row["run_id"]
+        ]
+        _write_atomically(path, _encode("runs", [*kept, row], None))
+
+    def read(self, table: str) -> pd.DataFrame:
+        """All rows of ``requests``, ``steps`` or ``runs``; of steps only those whose block is complete.
+
+        A nullable integer column with nulls reads as float with NaN; a list column holds numpy arrays.
+
+        Raises:
+            ResultsError: The folder has no such table, or a part is unreadable or of another schema version.
+        """
+        if table not in TABLES:
+            raise ResultsError(f"{self.folder}: no table {table!r}; there are {', '.join(TABLES)}")
+        parts = _parts(self.folder / f"{table}.parquet")
+        if table == "steps" and (self.folder / "steps.parquet").is_dir():
+            complete = {part.name for part in _parts(self.folder / "requests.parquet")}
+            parts = [part for part in parts if part.name in complete]
+        if not parts and table != "steps":
+            raise ResultsError(f"{self.folder}: no {table} in it. Is this the folder of a finished run?")
+        tables = [_read_part(part) for part in parts]
+        return pa.concat_tables([arrow_schema(table).empty_table(), *tables]).to_pandas()
+
+    def _part(self, table: str, key: str) -> Path:
+        # The readable half of the name is for people, the digest keeps apart what the slug cannot.
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "_", key).strip("._")[:80]
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        return self.folder / f"{table}.parquet" / f"{slug}-{digest}.parquet"
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether the folder itself holds a run."""
+    return (folder / "requests.parquet").exists()
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Every run folder at or below ``root``, sorted."""
+    if is_run_folder(root):
+        return [root]
+    return sorted(path.parent for path in root.rglob("requests.parquet"))
+
+
+def _parts(path: Path) -> list[Path]:
+    """The Parquet files of a table: itself if it is a file, else the finished files in it."""
+    if path.is_file():
+        return [path]
+    return sorted(part for part in path.glob("*.parquet") if not part.name.startswith("."))
+
+
+def _encode(table: str, rows: Sequence[Mapping[str, Any]], key: str | None) -> bytes:
+    for index, row in enumerate(rows):
+        if faults := row_faults(table, row):
+            raise ResultsError(f"{table} row {index}: {'; '.join(faults)}")
+    schema = arrow_schema(table)
+    if key is not None:
+        schema = schema.with_metadata({**schema.metadata, _BLOCK_KEY: key.encode()})
+    columns = [_column(table, field, [row[field.name] for row in rows]) for field in schema]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _column(table: str, field: pa.Field, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values, field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ResultsError(f"{table}: column {field.name!r} must be {field.type}: {error}") from error
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a run after a crash, sees all of it or nothing.
+
+    Raises:
+        ResultsError: The disk is full, or the folder cannot be written to.
+    """
+    # The temporary name is fixed, so that what a killed run left behind is overwritten, never collected.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        remedy = (
+            "Free some space and run again; finished blocks are kept." if full else "Nothing was written."
+        )
+        raise ResultsError(f"{path}: cannot be written: {os.strerror(error.errno or 0)}. {remedy}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; not every system lets a folder be opened, and there the rename alone must do."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checked_schema(path: Path) -> pa.Schema:
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _corrupt(path) from error
+    found = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if found != str(SCHEMA_VERSION):
+        raise ResultsError(
+            f"{path}: schema version {found}, expected {SCHEMA_VERSION}. "
+            "Read it with the specbench that wrote it, or move the folder away and run again."
+        )
+    return schema
+
+
+def _read_part(path: Path) -> pa.Table:
+    _checked_schema(path)
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise _corrupt(path) from error
+    return table.replace_schema_metadata(None)
+
+
+def _corrupt(path: Path) -> ResultsError:
+    again = (
+        "the runs before are then forgotten" if path.name == "runs.parquet" else "its block will be repeated"
+    )
+    return ResultsError(f"{path}: not a whole Parquet file. Delete it and run again; {again}.")

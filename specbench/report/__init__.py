@@ -1,0 +1,1 @@
+"""What is shown of a run: numbers (`metrics`), words, tables, plots and the page. No torch here."""

@@ -1,0 +1,206 @@
+"""The one training loop. A run that was killed goes on from its last checkpoint, on the loss curve that it was on."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from specbench.errors import TrainingError
+from specbench.train.data import Windows, consecutive
+from specbench.train.recipes import Recipe, Schedule
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.parquet"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of the learning curve. Losses are nats per token; null where the held-out text was not measured."""
+
+    step: int
+    tokens_seen: int
+    loss: float
+    lr_factor: float
+    held_out_loss: float | None
+    held_out_accuracy: float | None
+    elapsed_s: float
+
+
+class Optimizers:
+    """Muon for the matrices inside the layers, AdamW for everything else, under one schedule."""
+
+    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise TrainingError(f"training needs torch 2.9 or newer (torch.optim.Muon), this is {torch.__version__}")
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+            (matrices if inner else others).append(parameter)
+        self._schedule = schedule
+        self._all = [
+            torch.optim.Muon(matrices, lr=schedule.matrix_lr, momentum=0.95, weight_decay=schedule.weight_decay),
+            torch.optim.AdamW(others, lr=schedule.vector_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self._peaks = [schedule.matrix_lr, schedule.vector_lr]
+
+    def step(self, step: int) -> float:
+        """Apply the gradients of step ``step`` and clear them; returns the share of the peak rate."""
+        factor = self._schedule.factor(step)
+        for optimizer, peak in zip(self._all, self._peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return factor
+
+    def state_dict(self) -> list[dict[str, object]]:
+        """The state of both optimizers, in a fixed order."""
+        return [optimizer.state_dict() for optimizer in self._all]
+
+    def load_state_dict(self, states: list[dict[str, object]]) -> None:
+        """Restore what ``state_dict`` returned."""
+        for optimizer, state in zip(self._all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def token_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, teacher_weight: float) -> Tensor:
+    """Mean loss per token: cross-entropy, mixed with the divergence from a teacher where there is one.
+
+    Args:
+        logits: The model's, (batch, length, vocab).
+        labels: The next tokens, (batch, length).
+        teacher_logits: The teacher's for the same inputs, or None.
+        teacher_weight: Share of ``KL(teacher || model)`` in the mix.
+    """
+    log_probs = F.log_softmax(logits.float().flatten(0, 1), dim=-1)
+    hard = F.nll_loss(log_probs, labels.flatten())
+    if teacher_logits is None:
+        return hard
+    teacher_log_probs = F.log_softmax(teacher_logits.float().flatten(0, 1), dim=-1)
+    soft = F.kl_div(log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    return (1 - teacher_weight) * hard + teacher_weight * soft
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, windows: Tensor, autocast: torch.autocast, batch_size: int = 16) -> tuple[float, float]:
+    """Held-out loss in nats per token, and the share of tokens that the model's first guess gets right."""
+    loss, hits, tokens = 0.0, 0, 0
+    for batch in windows.split(batch_size):
+        with autocast:
+            logits = model(batch[:, :-1], use_cache=False).logits.float()
+        labels = batch[:, 1:]
+        loss += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        hits += int((logits.argmax(-1) == labels).sum())
+        tokens += labels.numel()
+    return loss / tokens, hits / tokens
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the place of ``path`` in one move, so that a kill leaves the old file or the new."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    yield temporary
+    temporary.replace(path)
+
+
+def _save(folder: Path, model: nn.Module, optimizers: Optimizers, points: list[Point], next_step: int) -> None:
+    with _replacing(folder / METRICS) as path:
+        pq.write_table(pa.Table.from_pylist([asdict(point) for point in points]), path)
+    with _replacing(folder / CHECKPOINT) as path:
+        torch.save({"model": model.state_dict(), "optimizers": optimizers.state_dict(), "next_step": next_step}, path)
+
+
+def _resume(folder: Path, model: nn.Module, optimizers: Optimizers) -> tuple[int, list[Point]]:
+    if not (folder / CHECKPOINT).exists():
+        return 0, []
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizers.load_state_dict(state["optimizers"])
+    next_step = int(state["next_step"])
+    rows = pq.read_table(folder / METRICS).to_pylist()
+    return next_step, [Point(**row) for row in rows if row["step"] < next_step]
+
+
+def train(
+    model: nn.Module,
+    recipe: Recipe,
+    ids: np.ndarray,
+    held_out: np.ndarray,
+    folder: Path,
+    *,
+    teacher: nn.Module | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    eval_every: int = 100,
+    report: Callable[[Point], None] | None = None,
+) -> list[Point]:
+    """Train a model by its recipe and return the learning curve; weights end up in ``model``.
+
+    Args:
+        model: The causal LM to train, in float32 on its device.
+        recipe: Shape, schedule and teacher; the shape is not read here.
+        ids: Training text as token ids.
+        held_out: Held-out text as token ids, never trained on.
+        folder: Where the checkpoint and the metrics are kept, and where a killed run is found again.
+        teacher: The model to distil from, or None.
+        dtype: Precision of the forward and backward passes; weights and optimizer state stay in float32.
+        eval_every: Steps between two measurements on the held-out text, and between two checkpoints.
+        report: Called with every point of the curve.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    schedule = recipe.schedule
+    optimizers = Optimizers(model, schedule)
+    first, points = _resume(folder, model, optimizers)
+    windows = Windows(ids, schedule.length, schedule.batch_size, schedule.seed)
+    probe = consecutive(held_out, schedule.length, recipe.eval_windows)
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    before_s = points[-1].elapsed_s if points else 0.0
+    started_s = time.monotonic()
+    for step in range(first, schedule.steps):
+        batch = windows.batch(step).to(device)
+        with autocast:
+            logits = model(batch[:, :-1], use_cache=False).logits
+            with torch.no_grad():
+                teacher_logits = teacher(batch[:, :-1], use_cache=False).logits if teacher is not None else None
+        loss = token_loss(logits, batch[:, 1:], teacher_logits, recipe.teacher_weight)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+        factor = optimizers.step(step)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(f"{recipe.name}: the loss became {value} at step {step}; lower the learning rate")
+        last = step + 1 == schedule.steps
+        measured = (step + 1) % eval_every == 0 or last
+        held_loss, held_accuracy = evaluate(model, probe.to(device), autocast) if measured else (None, None)
+        point = Point(
+            step=step,
+            tokens_seen=(step + 1) * schedule.batch_size * schedule.length,
+            loss=value,
+            lr_factor=factor,
+            held_out_loss=held_loss,
+            held_out_accuracy=held_accuracy,
+            elapsed_s=before_s + time.monotonic() - started_s,
+        )
+        points.append(point)
+        if report is not None:
+            report(point)
+        if measured:
+            _save(folder, model, optimizers, points, step + 1)
+    return points
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file in one move, keys in the order given."""
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
