@@ -168,8 +168,8 @@ def _walked_together(group: Mapping[str, Any], key: Key, faults: Faults) -> list
     lengths = {name: len(column) for name, column in zip(group, columns, strict=True)}
     if len(set(lengths.values())) > 1:
         faults.add(key, "zip pairs lists of equal length", got=lengths)
-        return []
-    return [_merged(parts, key) for parts in zip(*columns, strict=True)]
+    # The pairs that there are go on even so: what is wrong with their values is reported as well.
+    return [_merged(parts, key) for parts in zip(*columns, strict=False)]
 
 
 def _fields(models: Models) -> dict[str, list[Any]]:
@@ -211,7 +211,7 @@ def _models(annotations: Sequence[Any]) -> list[type[BaseModel]]:
 
 def _note(detail: ErrorDetails, point: Point, model: type[BaseModel], faults: Faults) -> None:
     """One error of pydantic as a fault in our words."""
-    place = _place(detail["loc"], point.value)
+    place = _place(detail, point.value)
     key = point.locate(place)
     context = detail.get("ctx", {})
     match detail["type"]:
@@ -224,10 +224,15 @@ def _note(detail: ErrorDetails, point: Point, model: type[BaseModel], faults: Fa
             faults.add(key, f"should be {context['expected']}", got=detail["input"], known=known)
         case "unknown_name":
             faults.add(key, detail["msg"], got=detail["input"], known=context["known"])
-        case "value_error":  # a fault between several options has no value of its own to show
-            faults.add(key, str(context["error"]), **({"got": detail["input"]} if place else {}))
+        case "value_error":
+            faults.add(key, str(context["error"]), **_own_value(detail["input"]))
         case _:
             faults.add(key, _in_our_words(detail["msg"]), got=detail["input"])
+
+
+def _own_value(value: object) -> dict[str, Any]:
+    """What to show beside a fault: nothing for one between several options, which has no value of its own."""
+    return {} if isinstance(value, dict) else {"got": value}
 
 
 def _in_our_words(message: str) -> str:
@@ -236,12 +241,12 @@ def _in_our_words(message: str) -> str:
     return message
 
 
-def _place(loc: tuple[int | str, ...], value: Any) -> Key:
-    """The location without the tags that pydantic adds for members of a union, which are no keys."""
+def _place(detail: ErrorDetails, value: Any) -> Key:
+    """The location of an error without the tags that pydantic adds for members of a union, which are no keys."""
     place: Key = ()
-    for index, part in enumerate(loc):
+    for index, part in enumerate(detail["loc"]):
         names_child = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
-        is_absent_key = isinstance(value, dict) and isinstance(part, str) and index == len(loc) - 1
+        is_absent_key = detail["type"] == "missing" and index == len(detail["loc"]) - 1
         if names_child:
             value = value[part]
         if names_child or is_absent_key:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from specbench import __version__
-from specbench.errors import SpecbenchError
+from specbench.errors import ConfigError, ResultsError, SpecbenchError, did_you_mean
 
 if TYPE_CHECKING:
     from specbench.config import Experiment
@@ -34,10 +34,8 @@ class _Commands(TyperGroup):
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone: Typer ends such a command quietly
                 raise
-            _fail(
-                ": ".join(filter(None, (error.filename, error.strerror or str(error)))),
-                SpecbenchError.exit_code,
-            )
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(place + (error.strerror or str(error)), SpecbenchError.exit_code)
 
 
 app = typer.Typer(
@@ -122,13 +120,13 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A results folder, or one that holds several.", show_default=False)],
 ) -> None:
     """Draw the figures, the tables and the page of a results folder."""
-    from rich.console import Console
-
-    from specbench.errors import ResultsError
-    from specbench.report.build import build_report
-
     if not folder.is_dir():
         raise ResultsError(f"{folder}: no such folder of results")
+
+    from rich.console import Console
+
+    from specbench.report.build import build_report
+
     build_report(folder, Console())
 
 
@@ -147,8 +145,6 @@ def train(
     dtype: Annotated[str, typer.Option(help="Precision of the passes: float32 or bfloat16.")] = "bfloat16",
 ) -> None:
     """Train one model of the embedded family; a run that was cut short goes on from its last checkpoint."""
-    from specbench.errors import ConfigError, did_you_mean
-
     dtypes = ("float32", "bfloat16")
     if dtype not in dtypes:
         raise ConfigError(f"--dtype: unknown precision {dtype!r}. {did_you_mean(dtype, dtypes)}")

@@ -60,8 +60,7 @@ class Document:
         for override in reversed(self.overrides):
             if key[: len(override)] == override or (key not in self.lines and override[: len(key)] == key):
                 return f"--set {dotted(override)}" + (f": {dotted(key)}" if key != override else "")
-        line = self.line(key)
-        place = f"{self.name}:{line}" if line else self.name
+        place = _at(self.name, self.line(key))
         return f"{place}: {dotted(key)}" if key else place
 
     def text(self) -> str:
@@ -88,7 +87,9 @@ class Faults:
         value = "" if got is _ABSENT else f", got {shown(got)}"
         name = key[-1] if problem == UNKNOWN_KEY and key else got
         hint = did_you_mean(str(name), known)
-        line = f"{self._document.where(key)}: {problem}{value}.{' ' if hint else ''}{hint}"
+        text = problem + value
+        sentence = text if text.endswith((".", "?")) else f"{text}."
+        line = " ".join(filter(None, (f"{self._document.where(key)}: {sentence}", hint)))
         self._lines.setdefault(line, self._document.line(key))
 
     def raise_any(self) -> None:
@@ -102,6 +103,11 @@ class Faults:
 
 
 UNKNOWN_KEY = "unknown key"
+
+
+def _at(name: str, line: int) -> str:
+    """``file:line``; an option of the command line has no lines worth naming."""
+    return f"{name}:{line}" if line and not name.startswith("--set") else name
 
 
 def dotted(key: Key) -> str:
@@ -206,7 +212,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}" if mark and not name.startswith("--set") else name
+        place = _at(name, mark.line + 1 if mark else 0)
         problem = " ".join(filter(None, (error.context, error.problem)))
         raise ConfigError(f"{place}: not valid YAML: {' '.join(problem.split())}.") from None
     except yaml.YAMLError as error:

@@ -26,7 +26,7 @@ from specbench.config import (
     TargetSpec,
     interpret,
 )
-from specbench.document import Document, Faults
+from specbench.document import Document, Faults, dotted
 from specbench.errors import ContractError, SpecbenchError
 
 AUTOREGRESSIVE = "autoregressive"
@@ -151,7 +151,7 @@ def _expanded(entry: MethodEntry, options_class: OptionsClass, faults: Faults) -
     except ContractError:
         raise
     except SpecbenchError as error:
-        faults.add(entry.key, str(error).rstrip("."))
+        faults.add(entry.key, str(error))
         return []
     clash = sorted({*ArmSettings.model_fields, "zip", "grid"} & set(model.model_fields))
     if clash:
@@ -202,18 +202,18 @@ def _model_options(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
 def _with_twins(found: Sequence[_Found], faults: Faults) -> tuple[Arm, ...]:
     """All arms of a cell: the twins first, then the others in the order of the file, each with its name."""
     baseline: Arm | None = None
-    others: list[Arm] = []
+    others: list[_Found] = []
     for item in found:
         if item.arm.method == AUTOREGRESSIVE:
             if baseline is not None:
                 faults.add(item.entry.key, "autoregressive is given twice; its second arm is made without asking")
             baseline = item.arm
-        elif any(_same(item.arm, other) for other in others):
-            faults.add(item.entry.key, "two arms with the same options", got=_visible(item.arm))
+        elif same := [other for other in others if _same(item.arm, other.arm)]:
+            faults.add(item.entry.key, f"an arm with the same options stands at {dotted(same[0].entry.key)}")
         else:
-            others.append(item.arm)
+            others.append(item)
     first = baseline or Arm(AUTOREGRESSIVE, AUTOREGRESSIVE, "", {})
-    return named((first, replace(first, twin=True), *others))
+    return named((first, replace(first, twin=True), *(item.arm for item in others)))
 
 
 def _same(arm: Arm, other: Arm) -> bool:
@@ -222,11 +222,6 @@ def _same(arm: Arm, other: Arm) -> bool:
 
 def _identity(arm: Arm) -> tuple[str, str, float | None, bool]:
     return arm.method, _canonical(arm.options), arm.draft_latency_ms, arm.twin
-
-
-def _visible(arm: Arm) -> dict[str, Any]:
-    latency = {} if arm.draft_latency_ms is None else {"draft_latency_ms": arm.draft_latency_ms}
-    return {**arm.options, **latency}
 
 
 def named(arms: Sequence[Arm]) -> tuple[Arm, ...]:

@@ -96,6 +96,12 @@ def alpha(rows: pd.DataFrame) -> Floats:
     return values
 
 
+def reached(rows: pd.DataFrame) -> Floats:
+    """Steps that drafted token i and accepted all before it, for i = 0, 1, ...: how many `alpha` rests on."""
+    accepted, depth = _pairs(rows)
+    return np.array([float(((accepted >= i) & (depth > i)).sum()) for i in range(_deepest(depth))])
+
+
 def drafted_share(rows: pd.DataFrame) -> Floats:
     """Share of steps whose draft was at least i + 1 tokens deep, for i = 0, 1, ..."""
     _, depth = _pairs(rows)

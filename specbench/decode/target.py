@@ -91,7 +91,7 @@ class CachedModel:
         return CachedModel(self.module, self.name, self.vocab_size)
 
     def allocate(self, batch: int, slots: int) -> None:
-        """Make room for ``batch`` rows of ``slots`` slots; a slab that fits serves again, since nothing stale is read."""
+        """Make room for ``batch`` rows of ``slots`` slots; a slab that fits serves again, as nothing stale is read."""
         if self._cache is None or self._cache.batch != batch or self._cache.slots < slots:
             self._cache = None  # let go of the old slab before the new one is made
             self._cache = SlabCache(self.kv_shape, batch, slots, self.dtype, self.device)
@@ -320,8 +320,8 @@ def _probe_kv_shape(module: PreTrainedModel, name: str) -> KVShape:
     wanted = module.config.get_text_config().num_hidden_layers
     if len(cache.layers) != wanted or not shapes:
         raise ModelRefusedError(
-            f"{name} ({type(module).__name__}): {len(cache.layers)} of its {wanted} layers keep keys and values; the others "
-            "keep a state that cannot be rolled back"
+            f"{name} ({type(module).__name__}): {len(cache.layers)} of its {wanted} layers keep keys and values; the "
+            "others keep a state that cannot be rolled back"
         )
     if len(shapes) > 1 or len(set(next(iter(shapes)))) > 1:
         raise ModelRefusedError(f"{name} ({type(module).__name__}): its layers store keys and values of unequal shape")

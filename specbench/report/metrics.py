@@ -100,7 +100,8 @@ def summary(results: Results) -> pd.DataFrame:
         cell_rows = []
         for arm, own in arms.items():
             row = _place(title, cell) | _identity(own) | _counts(own) | _rates(own) | _acceptance(own)
-            row |= _speeds(own, arms.get(BASELINE), floor) | _against_fastest(own, baseline)
+            row |= _speeds(own, arms.get(BASELINE), floor)
+            row |= _against_fastest(own, baseline, row["speedup_core"])
             row |= _phase_columns(phases, title, arm)
             row["phase_pass_slowdown"] = _phase_pass_slowdown(results.requests, title, arm)
             cell_rows.append(row)
@@ -138,13 +139,15 @@ def positions(results: Results) -> pd.DataFrame:
                 acceptance.conditional_acceptance(own),
                 acceptance.alpha(own),
                 acceptance.drafted_share(own),
+                acceptance.reached(own),
                 strict=True,
             )
-            names = ("survival", "conditional_acceptance", "alpha", "drafted_share")
+            names = ("survival", "conditional_acceptance", "alpha", "drafted_share", "reached")
             for index, values in enumerate(series):
                 place = {"title": title, "arm": arm, "position": index + 1}
                 rows.append(place | dict(zip(names, values, strict=True)))
-    columns = ["title", "arm", "position", "survival", "conditional_acceptance", "alpha", "drafted_share"]
+    columns = ["title", "arm", "position", "survival", "conditional_acceptance", "alpha"]
+    columns += ["drafted_share", "reached"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -214,8 +217,8 @@ def _with_titles(requests: pd.DataFrame) -> pd.DataFrame:
 def _titles(cells: pd.DataFrame) -> list[str]:
     """A short title per cell: what differs between cells, and always batch size and temperature."""
     words = {
-        "target": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads", "max_new_tokens": "{} new tokens",
-        "batch_size": "batch {}", "temperature": "T = {:g}",
+        "target": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
+        "max_new_tokens": "{} new tokens", "batch_size": "batch {}", "temperature": "T = {:g}",
     }  # fmt: skip
     shown = [name for name in words if name in {"batch_size", "temperature"} or len(cells[name].unique()) > 1]
     titles = [", ".join(words[name].format(row[name]) for name in shown) for _, row in cells.iterrows()]
@@ -251,8 +254,8 @@ def _place(title: str, cell: pd.DataFrame) -> dict[str, Any]:
 
 def _identity(own: pd.DataFrame) -> dict[str, Any]:
     first = own.iloc[0]
-    names = ("arm", "method", "label", "options", "draft", "rule", "attention", "captured_phases", "latency_mode",
-             "draft_latency_ms")  # fmt: skip
+    names = ("arm", "method", "label", "options", "draft", "rule", "attention", "captured_phases",
+             "latency_mode", "draft_latency_ms")  # fmt: skip
     flags = {"lossless": bool(own["lossless"].all()), "simulated": bool(own["simulated_acceptance"].any())}
     return {name: first[name] for name in names} | flags
 
@@ -344,11 +347,15 @@ def resolution(found: Speedup, floor: float | None) -> str | None:
     return NOT_RESOLVED if found.interval.low <= 1 <= found.interval.high else RESOLVED
 
 
-def _against_fastest(own: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
+def _against_fastest(
+    own: pd.DataFrame, baseline: pd.DataFrame | None, speedup_core: float | None
+) -> dict[str, Any]:
+    """Speed-up over the fastest autoregressive path at hand, which often is the core's own."""
     if baseline is None:
         return {"speedup": None, "fastest_autoregressive": None}
-    ratio = speedup(_full_batches(baseline), _full_batches(own)).ratio
-    return {"speedup": ratio, "fastest_autoregressive": baseline["arm"].iloc[0]}
+    name = str(baseline["arm"].iloc[0])
+    ratio = speedup_core if name == BASELINE else speedup(_full_batches(baseline), _full_batches(own)).ratio
+    return {"speedup": ratio, "fastest_autoregressive": name}
 
 
 def _phase_columns(phases: pd.DataFrame, title: str, arm: str) -> dict[str, Any]:

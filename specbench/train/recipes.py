@@ -67,8 +67,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("pico", "target", Shape(10, 384, 6, 1024), Schedule(steps=1800)),
-        Recipe("pico-wide", "draft", Shape(2, 320, 5, 640), Schedule(steps=1000), "pico", 0.8),
-        Recipe("pico-deep", "draft", Shape(8, 160, 5, 480), Schedule(steps=1000), "pico", 0.8),
+        Recipe("pico", "target", Shape(10, 384, 6, 1024), Schedule(steps=1000)),
+        Recipe("pico-wide", "draft", Shape(2, 320, 5, 640), Schedule(steps=600), "pico", 0.8),
+        Recipe("pico-deep", "draft", Shape(8, 160, 5, 480), Schedule(steps=600), "pico", 0.8),
     )
 }

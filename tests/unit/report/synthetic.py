@@ -44,10 +44,16 @@ QUICKSTART = (
     Arm("draft_model draft=pico-wide gamma=2", alpha=0.75, gamma=2, draft_s=0.0012, verify_s=0.0108),
     Arm("draft_model draft=pico-wide gamma=4", alpha=0.75, gamma=4, draft_s=0.0012, verify_s=0.0115),
     Arm("draft_model draft=pico-deep gamma=4", alpha=0.78, gamma=4, draft_s=0.0031, verify_s=0.0115),
-    Arm("draft_model draft=pico-wide gamma=4 draft_latency_ms=5", alpha=0.75, gamma=4, draft_s=0.005,
-        verify_s=0.0115, latency_ms=5.0),
+    Arm(
+        "draft_model draft=pico-wide gamma=4 draft_latency_ms=5",
+        alpha=0.75,
+        gamma=4,
+        draft_s=0.005,
+        verify_s=0.0115,
+        latency_ms=5.0,
+    ),
     Arm("lookup", "prompt_lookup", alpha=0.55, gamma=8, drafted_chance=0.3, draft_s=0.00002, verify_s=0.0113),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,13 @@ class _Batch:
         texts = [self.accept(prompt) for prompt in self.prompts]
         count = max(len(text["accepted_per_step"]) for text in texts)
         jitter = 1 + self.plan.noise * rng.standard_normal(count)
-        slow = self.drift * jitter * (1.01 if self.pass_ == "phase" else 1.0) * self.batch_size**0.15
+        slow = (
+            self.drift
+            * (1 + self.plan.noise / 2 * rng.standard_normal())
+            * jitter
+            * (1.01 if self.pass_ == "phase" else 1.0)
+            * self.batch_size**0.15
+        )
         phases = {
             "draft_s": self.arm.gamma * self.arm.draft_s * slow,
             "verify_s": self.arm.verify_s * slow,
@@ -162,19 +174,43 @@ class _Batch:
     def row(self, slot, position, measured):
         arm = self.arm
         row = blank_row("requests") | {
-            "run_id": "run-1", "trial_id": f"trial {arm.name}", "cell": f"b{self.batch_size} t{self.temperature}",
-            "method": arm.method, "label": arm.name, "arm": arm.name, "options": json.dumps({"gamma": arm.gamma}),
-            "target": "pico", "dtype": "bfloat16", "device": "cpu Example 3000", "threads": 1, "attention": "sdpa",
-            "captured_phases": "", "batch_size": self.batch_size, "batch_id": self.batch_id, "row": slot,
-            "block": self.block, "repeat": self.repeat, "order_in_block": position, "pass": self.pass_,
-            "process": 0, "dataset": "stdlib", "prompt_id": f"prompt-{self.prompts[slot]}", "prompt_tokens": 128,
-            "temperature": self.temperature, "rule": "greedy" if self.temperature == 0 else "rejection",
-            "lossless": arm.lossless, "seed": 0, "max_new_tokens": self.plan.max_new_tokens,
+            "run_id": "run-1",
+            "trial_id": f"trial {arm.name}",
+            "cell": f"b{self.batch_size} t{self.temperature}",
+            "method": arm.method,
+            "label": arm.name,
+            "arm": arm.name,
+            "options": json.dumps({"gamma": arm.gamma}),
+            "target": "pico",
+            "dtype": "bfloat16",
+            "device": "cpu Example 3000",
+            "threads": 1,
+            "attention": "sdpa",
+            "captured_phases": "",
+            "batch_size": self.batch_size,
+            "batch_id": self.batch_id,
+            "row": slot,
+            "block": self.block,
+            "repeat": self.repeat,
+            "order_in_block": position,
+            "pass": self.pass_,
+            "process": 0,
+            "dataset": "stdlib",
+            "prompt_id": f"prompt-{self.prompts[slot]}",
+            "prompt_tokens": 128,
+            "temperature": self.temperature,
+            "rule": "greedy" if self.temperature == 0 else "rejection",
+            "lossless": arm.lossless,
+            "seed": 0,
+            "max_new_tokens": self.plan.max_new_tokens,
             "latency_mode": "measured" if arm.latency_ms is None else "injected",
-            "draft_latency_ms": arm.latency_ms, "simulated_acceptance": arm.simulated, "target_sha": "f00d",
-            "prompts_sha": "beef", "status": "ok" if measured else arm.status,
+            "draft_latency_ms": arm.latency_ms,
+            "simulated_acceptance": arm.simulated,
+            "target_sha": "f00d",
+            "prompts_sha": "beef",
+            "status": "ok" if measured else arm.status,
             "reason": None if measured else "out of memory: tried to allocate 2.0 GiB",
-        }  # fmt: skip
+        }
         return row | measured
 
     def steps(self, phases, step_s, texts):
@@ -184,15 +220,20 @@ class _Batch:
             rows.append(
                 {name: float(values[step]) for name, values in phases.items()}
                 | {
-                    "run_id": "run-1", "trial_id": f"trial {self.arm.name}", "batch_id": self.batch_id,
-                    "cell": f"b{self.batch_size} t{self.temperature}", "arm": self.arm.name,
-                    "method": self.arm.method, "step": step, "step_s": float(step_s[step]),
+                    "run_id": "run-1",
+                    "trial_id": f"trial {self.arm.name}",
+                    "batch_id": self.batch_id,
+                    "cell": f"b{self.batch_size} t{self.temperature}",
+                    "arm": self.arm.name,
+                    "method": self.arm.method,
+                    "step": step,
+                    "step_s": float(step_s[step]),
                     "syncs": 1 if self.arm.method == "prompt_lookup" else 0,
                     "nodes": sum(text["drafted_nodes_per_step"][step] for text in active),
                     "rows_active": len(active),
                     "emitted_tokens": sum(text["accepted_per_step"][step] + 1 for text in active),
                 }
-            )  # fmt: skip
+            )
         return rows
 
 
@@ -200,9 +241,19 @@ def run_row(plan: Plan):
     """The row of the run that all drawn rows belong to."""
     machine = {"cpu": "Example 3000", "cores": 2, "memory_bytes": 16 * 2**30, "gpu": None}
     return {
-        "run_id": "run-1", "started_at": "2025-06-01T12:00:00+00:00", "git_sha": "0123456789abcdef",
-        "git_dirty": False, "argv": json.dumps(["specbench", "run", "experiments/quickstart.yaml"]),
-        "experiment": "name: quickstart\ntargets:\n- model: pico\n", "versions": json.dumps({"python": "3.11.2"}),
-        "machine": json.dumps(machine), "threads": 1, "device": "cpu Example 3000", "seed": 0,
-        "schema_version": 1, "measurement_version": 1, "notes": json.dumps({}), "status": "done",
-    } | plan.run  # fmt: skip
+        "run_id": "run-1",
+        "started_at": "2025-06-01T12:00:00+00:00",
+        "git_sha": "0123456789abcdef",
+        "git_dirty": False,
+        "argv": json.dumps(["specbench", "run", "experiments/quickstart.yaml"]),
+        "experiment": "name: quickstart\ntargets:\n- model: pico\n",
+        "versions": json.dumps({"python": "3.11.2"}),
+        "machine": json.dumps(machine),
+        "threads": 1,
+        "device": "cpu Example 3000",
+        "seed": 0,
+        "schema_version": 1,
+        "measurement_version": 1,
+        "notes": json.dumps({}),
+        "status": "done",
+    } | plan.run

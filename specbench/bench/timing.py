@@ -1,0 +1,267 @@
+"""The only clock. Watches that the decode loop tells where it is, and a few plain readings for everyone else.
+
+A headline watch synchronises at the start of a request, after each half of the prefill and at the end, and nowhere in
+between. Steps leave a mark as they pass: the host's clock on a CPU, a timing event on a GPU that is read after the end.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import torch
+
+from specbench.decode.trace import Phase
+
+Nanoseconds = Callable[[], int]
+"""A monotonic clock."""
+
+HOST_CLOCK: Nanoseconds = time.perf_counter_ns
+"""The host's clock, which every other reading comes from."""
+
+PHASES: tuple[Phase, ...] = ("draft", "verify", "accept", "update")
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+_NS = 1e-9
+
+
+class BatchTimeoutError(Exception):
+    """A batch has taken longer than it was given."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """One step of the phase pass, in seconds; ``host_s`` is what is left of ``step_s`` beside the four phases."""
+
+    draft_s: float
+    verify_s: float
+    accept_s: float
+    update_s: float
+    host_s: float
+    step_s: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a batch was where, in seconds.
+
+    Attributes:
+        prefill_s: From the start of the request to the end of the prefill, the method's own included.
+        ttft_s: From the start to the first token.
+        decode_s: From the end of the prefill to the end of the last step that counts; 0 where no step was needed.
+        step_end_s: When each step ended, after the end of the prefill; only steps that count.
+        steps: Phase times, from a phase watch only.
+    """
+
+    prefill_s: float
+    ttft_s: float
+    decode_s: float
+    step_end_s: list[float]
+    steps: list[StepTimes] = field(default_factory=list)
+
+    def row_done_s(self, steps: int) -> float:
+        """When a row that took part in ``steps`` steps was done, after the end of the prefill."""
+        return self.step_end_s[steps - 1] if steps else 0.0
+
+
+class Timeline(Protocol):
+    """How time is read on one kind of device."""
+
+    def host(self) -> int:
+        """Nanoseconds of the host's clock, at once."""
+
+    def wall(self) -> int:
+        """Nanoseconds of the host's clock, once the device has nothing left to do."""
+
+    def mark(self) -> Any:
+        """A mark at the end of all work enqueued so far; costs no waiting."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks, to be asked after a later ``wall``."""
+
+
+class HostTimeline:
+    """A CPU: work is done when the call returns."""
+
+    def __init__(self, now: Nanoseconds = HOST_CLOCK) -> None:
+        self._now = now
+
+    def host(self) -> int:
+        """The clock."""
+        return self._now()
+
+    def wall(self) -> int:
+        """The clock."""
+        return self._now()
+
+    def mark(self) -> int:
+        """The clock."""
+        return self._now()
+
+    def seconds(self, start: int, end: int) -> float:
+        """Their difference."""
+        return (end - start) * _NS
+
+
+class CudaTimeline:
+    """A GPU: marks are events on the current stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def host(self) -> int:
+        """The host's clock; the device may be behind."""
+        return HOST_CLOCK()
+
+    def wall(self) -> int:
+        """The host's clock after a synchronisation."""
+        torch.cuda.synchronize(self._device)
+        return HOST_CLOCK()
+
+    def mark(self) -> torch.cuda.Event:
+        """A timing event."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Elapsed device time; about half a microsecond fine."""
+        return float(start.elapsed_time(end)) * 1e-3
+
+
+def timeline(device: torch.device) -> Timeline:
+    """The timeline of a device."""
+    return CudaTimeline(device) if device.type == "cuda" else HostTimeline()
+
+
+class HeadlineWatch:
+    """Times a batch from outside: nothing in a step is wrapped, nothing in the loop is waited for.
+
+    Args:
+        time_line: How time is read.
+        limit_s: A batch that takes longer is stopped, at the end of a step; None for no limit.
+    """
+
+    def __init__(self, time_line: Timeline, limit_s: float | None = None) -> None:
+        self._time = time_line
+        self._limit_s = limit_s
+        self._ends: list[Any] = []
+        self._timing: Timing | None = None
+
+    @property
+    def timing(self) -> Timing:
+        """What was measured."""
+        assert self._timing is not None, "finish() comes first"
+        return self._timing
+
+    def start(self) -> None:
+        """Read the clock."""
+        self._ends = []
+        self._timing = None
+        self._start = self._time.wall()
+
+    def first_token(self) -> None:
+        """Read the clock."""
+        self._first = self._time.wall()
+
+    def prefilled(self) -> None:
+        """Read the clock, and leave the mark that steps are counted from."""
+        self._prefilled = self._time.wall()
+        self._anchor = self._time.mark()
+
+    def phase(self, name: Phase) -> AbstractContextManager[None]:
+        """Wrap nothing."""
+        return _NOTHING
+
+    def step(self) -> None:
+        """Leave a mark.
+
+        Raises:
+            BatchTimeoutError: The batch has used up its time.
+        """
+        self._ends.append(self._time.mark())
+        if self._limit_s is not None and (self._time.host() - self._start) * _NS > self._limit_s:
+            raise BatchTimeoutError(f"it took longer than {self._limit_s:g} s")
+
+    def finish(self, steps: int) -> None:
+        """Resolve the marks of the first ``steps`` steps; later steps were none of the batch's business."""
+        self._time.wall()
+        ends = [self._time.seconds(self._anchor, end) for end in self._ends[:steps]]
+        self._timing = Timing(
+            prefill_s=(self._prefilled - self._start) * _NS,
+            ttft_s=(self._first - self._start) * _NS,
+            decode_s=ends[-1] if ends else 0.0,
+            step_end_s=ends,
+            steps=self._phases(steps),
+        )
+
+    def _phases(self, steps: int) -> list[StepTimes]:
+        return []
+
+
+class PhaseWatch(HeadlineWatch):
+    """Also times the four phases of every step, which costs a little: its step times are for shares, not for headlines."""
+
+    def start(self) -> None:
+        """Read the clock."""
+        self._phase_marks: list[list[tuple[Phase, Any, Any]]] = [[]]
+        super().start()
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Mark both ends of a phase."""
+        begin = self._time.mark()
+        yield
+        self._phase_marks[-1].append((name, begin, self._time.mark()))
+
+    def step(self) -> None:
+        """Leave a mark, and begin the next step."""
+        super().step()
+        self._phase_marks.append([])
+
+    def _phases(self, steps: int) -> list[StepTimes]:
+        starts = [self._anchor, *self._ends]
+        return [self._step_times(starts[i], self._ends[i], self._phase_marks[i]) for i in range(steps)]
+
+    def _step_times(self, begin: Any, end: Any, marks: list[tuple[Phase, Any, Any]]) -> StepTimes:
+        spent = dict.fromkeys(PHASES, 0.0)
+        for name, first, last in marks:
+            spent[name] += self._time.seconds(first, last)
+        whole = self._time.seconds(begin, end)
+        rest = max(0.0, whole - sum(spent.values()))  # events are rounded, so the rest may fall below 0 by a hair
+        return StepTimes(spent["draft"], spent["verify"], spent["accept"], spent["update"], host_s=rest, step_s=whole)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keep the collector out of a timed region; what lives at its start is not looked at again until the end."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
+def seconds_of(work: Callable[[], object], time_line: Timeline) -> float:
+    """Wall time of one call, in seconds, the device synchronised before and after."""
+    start = time_line.wall()
+    work()
+    return (time_line.wall() - start) * _NS
+
+
+def monotonic_s() -> float:
+    """Seconds of a clock that never goes back: for progress, never for results."""
+    return time.monotonic()
+
+
+def utc_now() -> str:
+    """The time of day in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,207 @@
+"""Tables: the same columns, in the terminal, in Markdown, in HTML and as CSV.
+
+What is shown to people is rounded and says its unit in the heading; CSV holds every column of a frame in
+full.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from specbench.report.metrics import BASELINE, NOT_RESOLVED, RESOLVED, TWIN
+
+Row = Mapping[Any, Any]
+MISSING, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column as people see it: its heading, what it means, its text, and the value that it sorts by."""
+
+    heading: str
+    meaning: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], Any]
+
+
+def number(value: Any, digits: int = 2, unit: str = "") -> str:
+    """A number with so many decimals, or a dash where there is none: never a 0 that was not measured."""
+    return MISSING if _absent(value) else f"{value:,.{digits}f}{unit}"
+
+
+def significant(value: Any) -> str:
+    """A number with about three significant digits, or a dash."""
+    if _absent(value):
+        return MISSING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """A fraction as a percentage, or a dash."""
+    return MISSING if _absent(value) else f"{100 * value:.{digits}f} %"
+
+
+def speedup_text(row: Row) -> str:
+    """Speed-up with a times sign; the baseline is 1 by definition."""
+    return "1 (baseline)" if row["arm"] == BASELINE else number(row["speedup_core"], 2, TIMES)
+
+
+def interval_text(row: Row) -> str:
+    """The 95 % interval, or why there is none, and whether the difference is resolved."""
+    if row["arm"] == BASELINE or _absent(row["speedup_core"]):
+        return MISSING
+    if row["arm"] == TWIN:
+        return "A/A pair"
+    if _absent(row["low"]):
+        floor = f", {NOT_RESOLVED}" if row["resolution"] == NOT_RESOLVED else ""
+        return f"none ({int(row['units'])} of 4 batches{floor})"
+    note = "" if row["resolution"] == RESOLVED else f" ({row['resolution']})"
+    return f"{row['low']:.2f} to {row['high']:.2f}{note}"
+
+
+def output_text(row: Row) -> str:
+    """What is known of the text: the target's own, near ties, wrong, or not the target's by design."""
+    if row["simulated"]:
+        return "simulated"
+    if not row["lossless"]:
+        return "lossy"
+    if row["arm"] == BASELINE:
+        return "reference"
+    checked = row["equal"] + row["near_tie"] + row["wrong"]
+    if not checked:
+        return "not compared"
+    if row["equal"] == checked:
+        return f"equal {checked} of {checked}"
+    counts = {"WRONG": row["wrong"], "near-tie": row["near_tie"], "equal": row["equal"]}
+    return ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+
+
+def _absent(value: Any) -> bool:
+    return value is None or bool(pd.isna(value))
+
+
+def _plain(name: str, text: Callable[[Any], str]) -> dict[str, Callable[[Row], Any]]:
+    return {"text": lambda row: text(row[name]), "value": lambda row: row[name]}
+
+
+def _ms(name: str) -> dict[str, Callable[[Row], Any]]:
+    def value(row: Row) -> Any:
+        return None if _absent(row[name]) else 1000 * row[name]
+
+    return {"text": lambda row: significant(value(row)), "value": value}
+
+
+COLUMNS: tuple[Shown, ...] = (
+    Shown("arm", "method with its options", **_plain("arm", str)),
+    Shown(
+        "speed-up",
+        "seconds per decoded token of the core's autoregressive arm over those of this arm",
+        speedup_text,
+        lambda row: row["speedup_core"],
+    ),
+    Shown("95 % interval", "of the speed-up; jackknife over batches of prompts", interval_text,
+          lambda row: row["low"]),
+    Shown("tok/s", "decode tokens per second that one request sees",
+          **_plain("decode_tokens_per_s", significant)),
+    Shown("tok/step", "block efficiency: tokens per decode step, the target's own included",
+          **_plain("block_efficiency", number)),
+    Shown("accepted", "acceptance rate: accepted over drafted tokens along one path",
+          **_plain("acceptance_rate", percent)),
+    Shown("step ms", "mean milliseconds of a decode step", **_ms("step_s")),
+    Shown("TTFT ms", "mean milliseconds to the first token", **_ms("ttft_s")),
+    Shown("text", "against the target's own text", output_text, output_text),
+    Shown("status", "failed requests by reason", **_plain("status", str)),
+)  # fmt: skip
+"""Columns of the overview."""
+
+MORE_COLUMNS: tuple[Shown, ...] = (
+    COLUMNS[0],
+    Shown("vs fastest AR", "speed-up over the fastest autoregressive path", **_plain("speedup", number)),
+    Shown("end to end", "speed-up with prefill", **_plain("speedup_e2e", number)),
+    Shown("e2e tok/s", "output tokens per second with prefill", **_plain("e2e_tokens_per_s", significant)),
+    Shown("batch tok/s", "decode tokens per second of the whole batch until its last row ends",
+          **_plain("batch_tokens_per_s", significant)),
+    Shown("full-batch tok/s", "decode tokens per second of the whole batch until its first row ends",
+          **_plain("full_batch_tokens_per_s", significant)),
+    Shown("occupancy", "share of slot-time in which a row still decoded", **_plain("occupancy", percent)),
+    Shown("TPOT ms", "mean milliseconds per output token after the first", **_ms("tpot_s")),
+    Shown("uncut tok/step", "block efficiency with the last step of each row whole",
+          **_plain("block_efficiency_uncut", number)),
+    Shown("nodes/step", "draft nodes verified per step", **_plain("nodes_per_step", number)),
+    Shown("syncs/step", "times the host waited for the device per step", **_plain("syncs_per_step", number)),
+    Shown("asked ms", "draft latency that was asked for", **_plain("draft_latency_ms", significant)),
+    Shown("baseline tok", "decode tokens of the baseline in the speed-up",
+          **_plain("baseline_tokens", significant)),
+    Shown("own tok", "decode tokens of this arm in the speed-up", **_plain("method_tokens", significant)),
+    Shown("repeats", "share of 4-grams that occurred before in the text",
+          **_plain("repeat_ngram_share", percent)),
+    Shown("phase pass", "how much longer a token took while phases were timed",
+          **_plain("phase_pass_slowdown", lambda value: percent(value, 1))),
+)  # fmt: skip
+"""Columns of the details."""
+
+
+def terminal(summary: pd.DataFrame) -> list[Table]:
+    """One rich table per cell."""
+    shown = [column for column in COLUMNS if column.heading != "status" or (summary["status"] != "ok").any()]
+    tables = []
+    for title, cell in summary.groupby("title", sort=False):
+        table = Table(title=str(title), title_justify="left", title_style="bold", header_style="bold")
+        for column in shown:
+            left = column.heading in {"arm", "text", "status"}
+            table.add_column(column.heading, justify="left" if left else "right", overflow="fold")
+        for row in cell.to_dict("records"):
+            style = "dim" if row["arm"] in {BASELINE, TWIN} else None
+            table.add_row(*(column.text(row) for column in shown), style=style)
+        tables.append(table)
+    return tables
+
+
+def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:
+    """One Markdown table per cell, each under its title."""
+    parts = []
+    for title, cell in summary.groupby("title", sort=False):
+        lines = [f"### {title}\n", _line(column.heading for column in columns), _line("---" for _ in columns)]
+        texts = (
+            [column.text(row).replace("|", "\\|") for column in columns] for row in cell.to_dict("records")
+        )
+        lines += map(_line, texts)
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def as_html(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:
+    """One sortable HTML table over all cells; each entry carries the value that it sorts by."""
+    many = len(summary["title"].unique()) > 1
+    cell = Shown("cell", "what the compared arms share", **_plain("title", str))
+    shown = (cell, *columns) if many else columns
+    head = "".join(f'<th title="{html.escape(c.meaning)}">{html.escape(c.heading)}</th>' for c in shown)
+    lines = [_html_row(row, shown) for row in summary.to_dict("records")]
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table class="sortable">{body}</table></div>'
+
+
+def _html_row(row: Row, columns: tuple[Shown, ...]) -> str:
+    cells = []
+    for column in columns:
+        value = column.value(row)
+        key = "" if _absent(value) else html.escape(str(value), quote=True)
+        kind = "" if isinstance(value, str) else ' class="number"'
+        cells.append(f'<td{kind} data-key="{key}">{html.escape(column.text(row))}</td>')
+    quiet = ' class="quiet"' if row["arm"] in {BASELINE, TWIN} else ""
+    return f"<tr{quiet}>{''.join(cells)}</tr>"
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """Every column in full precision; an empty field where there is no value."""
+    return str(frame.to_csv(index=False))

@@ -1,0 +1,1 @@
+"""Models, oracles and methods that the tests share."""

@@ -1,0 +1,348 @@
+"""specbench.config, and specbench.axes below it"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specbench.config import (
+    DecodeSettings,
+    MachineSettings,
+    MeasureSettings,
+    PromptSettings,
+    RandomModel,
+    Settings,
+    SyntheticAcceptance,
+    SyntheticRule,
+    TargetSpec,
+    load,
+)
+from specbench.errors import ConfigError
+
+HEAD = "name: x\ntargets: [pico]\nprompts: {source: stdlib}\n"
+
+
+@pytest.fixture
+def experiment(tmp_path: Path):
+    """Write a file and load it."""
+
+    def write_and_load(text: str, *overrides: str):
+        path = tmp_path / "e.yaml"
+        path.write_text(text, "utf-8")
+        return load(path, overrides)
+
+    return write_and_load
+
+
+@pytest.fixture
+def faults(experiment):
+    """The lines of the error that a file gives, without its folder."""
+
+    def lines(text: str, *overrides: str) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            experiment(text, *overrides)
+        return [line[line.find("e.yaml") :] if "e.yaml" in line else line for line in str(caught.value).splitlines()]
+
+    return lines
+
+
+def test_the_smallest_experiment_has_the_documented_defaults(experiment):
+    found = experiment(HEAD)
+    assert found.name == "x"
+    assert [entry.spec for entry in found.targets] == [TargetSpec(model="pico")]
+    assert found.prompts == (PromptSettings(source="stdlib", count=16, max_prompt_tokens=None),)
+    assert found.decode == (DecodeSettings(max_new_tokens=128, temperature=0.0, rule="auto", batch_size=1),)
+    assert found.machine == (MachineSettings(device="auto", dtype="auto", threads=1, attention="auto"),)
+    assert found.measure == MeasureSettings(repeats=3, warmup=2, processes=1, phase_pass=True)
+    assert found.methods == ()
+
+
+def test_settings_cannot_be_changed(experiment):
+    with pytest.raises(ValueError, match="frozen"):
+        experiment(HEAD).decode[0].seed = 1
+
+
+def test_every_option_is_described():
+    def undescribed(model: type[Settings]) -> list[str]:
+        return [f"{model.__name__}.{name}" for name, info in model.model_fields.items() if not info.description]
+
+    models = [DecodeSettings, MachineSettings, MeasureSettings, PromptSettings, RandomModel, SyntheticAcceptance]
+    assert [name for model in [*models, TargetSpec] for name in undescribed(model)] == []
+
+
+def test_lists_are_axes_and_the_last_one_changes_fastest(experiment):
+    found = experiment(HEAD + "decode: {temperature: [0.0, 0.8], batch_size: [1, 4]}\n").decode
+    assert [(d.temperature, d.batch_size) for d in found] == [(0.0, 1), (0.0, 4), (0.8, 1), (0.8, 4)]
+
+
+def test_zip_pairs_axes_and_crosses_them_with_the_others(experiment):
+    found = experiment(
+        HEAD + "decode: {zip: {temperature: [0.0, 0.8], max_new_tokens: [8, 16]}, seed: [1, 2]}\n"
+    ).decode
+    assert [(d.temperature, d.max_new_tokens, d.seed) for d in found] == [
+        (0.0, 8, 1), (0.0, 8, 2), (0.8, 16, 1), (0.8, 16, 2),
+    ]  # fmt: skip
+
+
+def test_two_zips_in_one_section_are_crossed(experiment):
+    found = experiment(HEAD + "decode: {zip: [{seed: [1, 2]}, {top_k: [3, 4], batch_size: [5, 6]}]}\n").decode
+    assert [(d.seed, d.top_k, d.batch_size) for d in found] == [(1, 3, 5), (1, 4, 6), (2, 3, 5), (2, 4, 6)]
+
+
+def test_prompts_and_machine_have_axes_too(experiment):
+    found = experiment(
+        "name: x\ntargets: [pico]\nprompts: {source: [stdlib, mt_bench]}\nmachine: {dtype: [float32, bfloat16]}\n"
+    )
+    assert [p.source for p in found.prompts] == ["stdlib", "mt_bench"]
+    assert [m.dtype for m in found.machine] == ["float32", "bfloat16"]
+
+
+def test_the_rates_of_a_synthetic_rule_are_a_list_and_grid_makes_an_axis_of_them(experiment):
+    found = experiment(HEAD + "decode: {rule: {synthetic: {rates: {grid: [[0.9, 0.8], [0.5]]}}}}\n").decode
+    assert [d.rule for d in found] == [
+        SyntheticRule(synthetic=SyntheticAcceptance(rates=(0.9, 0.8))),
+        SyntheticRule(synthetic=SyntheticAcceptance(rates=(0.5,))),
+    ]
+
+
+def test_rules_by_name_and_by_mapping_stand_on_one_axis(experiment):
+    found = experiment(
+        HEAD + "decode: {rule: [match, {synthetic: {mean_length: [2.5, 3]}}, {synthetic: {trace: [1, 0]}}]}"
+    )
+    assert [d.rule_name for d in found.decode] == ["match", "synthetic", "synthetic", "synthetic"]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "rule", "name"),
+    [(0.0, "auto", "greedy"), (0.8, "auto", "rejection"), (0.8, "match", "match"), (0.0, "rejection", "rejection")],
+)
+def test_auto_is_greedy_at_temperature_zero_and_rejection_above(temperature, rule, name):
+    assert DecodeSettings(temperature=temperature, rule=rule).rule_name == name
+
+
+def test_the_keywords_of_a_chat_template_are_taken_as_they_are(experiment):
+    found = experiment(HEAD + "decode: {chat_template_kwargs: {tools: [a, b], thinking: false}}\n").decode
+    assert [d.chat_template_kwargs for d in found] == [{"tools": ["a", "b"], "thinking": False}]
+
+
+def test_a_target_may_be_a_shape_with_random_weights_and_bring_its_own_methods(experiment):
+    text = (
+        "name: x\nprompts: {source: stdlib}\ntargets:\n"
+        "  - {model: {shape: vicuna-7b-v1.3, weights: random}, label: big, methods: [{medusa: {heads: h}}]}\n"
+        "  - {model: {shape: vicuna-7b-v1.3}}\n"
+    )
+    first, second = experiment(text).targets
+    assert first.spec.model == RandomModel(shape="vicuna-7b-v1.3", weights="random", seed=0)
+    assert (first.spec.name, second.spec.name) == ("big", "vicuna-7b-v1.3")
+    assert [(entry.method, entry.options) for entry in first.methods] == [("medusa", {"heads": "h"})]
+
+
+def test_a_number_with_an_exponent_is_a_number(experiment):
+    assert experiment(HEAD + "decode: {temperature: 1e-3}\n").decode[0].temperature == 0.001
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("decod: {}", "e.yaml:4: decod: unknown key, got {}. Did you mean 'decode'?"),
+        ("decode: {batch_sise: 8}", "e.yaml:4: decode.batch_sise: unknown key, got 8. Did you mean 'batch_size'?"),
+        ("decode: {batch_size: '8'}", "e.yaml:4: decode.batch_size: should be a valid integer, got '8'."),
+        ("decode: {batch_size: true}", "e.yaml:4: decode.batch_size: should be a valid integer, got true."),
+        ("decode: {batch_size: 1.5}", "e.yaml:4: decode.batch_size: should be a valid integer, got 1.5."),
+        ("decode: {ignore_eos: yes}", "e.yaml:4: decode.ignore_eos: should be a valid boolean, got 'yes'."),
+        ("decode: {temperature: -1}", "e.yaml:4: decode.temperature: should be greater than or equal to 0, got -1."),
+        ("decode: {temperature: .nan}", "e.yaml:4: decode.temperature: should be a finite number, got nan."),
+        (
+            "decode:\n  temperature:\n    - 0\n    - -1\n",
+            "e.yaml:7: decode.temperature.1: should be greater than or equal to 0, got -1.",
+        ),
+        ("decode: {top_p: 0}", "e.yaml:4: decode.top_p: should be greater than 0, got 0."),
+        (
+            "decode: {rule: gready}",
+            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match' or 'rejection', got 'gready'. "
+            "Did you mean 'greedy'?",
+        ),
+        (
+            "decode: {rule: {synthetic: {rate: [1]}}}",
+            "e.yaml:4: decode.rule.synthetic.rate: unknown key, got [1]. Did you mean 'rates'?",
+        ),
+        (
+            "decode: {rule: {synthetic: {rates: [0.5, 1.5]}}}",
+            "e.yaml:4: decode.rule.synthetic.rates.1: should be less than or equal to 1, got 1.5.",
+        ),
+        (
+            "decode: {rule: {synthetic: {rates: [0.5], mean_length: 2}}}",
+            "e.yaml:4: decode.rule.synthetic: synthetic takes exactly one of rates, mean_length and trace.",
+        ),
+        (
+            "decode: {rule: greedy, temperature: 0.8}",
+            "e.yaml:4: decode: rule greedy needs temperature 0, got 0.8; rule auto fits both.",
+        ),
+        (
+            "decode: {min_new_tokens: 9, max_new_tokens: 8}",
+            "e.yaml:4: decode: min_new_tokens 9 is more than max_new_tokens 8.",
+        ),
+        ("decode: {turns: 2}", "e.yaml:4: decode.turns: only the first turn is answered so far; use 1, got 2."),
+        ("decode: [1]", "e.yaml:4: decode: should be a mapping of options, got [1]."),
+        ("decode: {seed: []}", "e.yaml:4: decode.seed: an axis needs a list of at least one value, got []."),
+        ("decode: {seed: [1, 2, 1]}", "e.yaml:4: decode.seed.2: the axis has this value twice, got 1."),
+        ("decode: {temperature: [0, 0.0]}", "e.yaml:4: decode: the axes give the same settings twice."),
+        (
+            "decode: {zip: {seed: [1, 2], top_k: [3]}}",
+            'e.yaml:4: decode.zip: zip pairs lists of equal length, got {"seed": 2, "top_k": 1}.',
+        ),
+        (
+            "decode: {zip: {seed: 1}}",
+            "e.yaml:4: decode.zip.seed: zip takes lists of at least one value, got 1.",
+        ),
+        (
+            "decode: {seed: 1, zip: {seed: [2]}}",
+            "e.yaml:4: decode.zip.seed: the option is given twice: outside of zip, or in another zip.",
+        ),
+        (
+            "decode: {zip: {seed: [0, 1], top_k: [2, -1]}}",
+            "e.yaml:4: decode.zip.top_k.1: should be greater than or equal to 0, got -1.",
+        ),
+        ("measure: {repeats: 0}", "e.yaml:4: measure.repeats: should be greater than or equal to 1, got 0."),
+        ("measure: {repeats: [1, 2]}", "e.yaml:4: measure.repeats: should be a valid integer, got [1, 2]."),
+        (
+            "measure: {processes: 2}",
+            "e.yaml:4: measure.processes: only one process is supported so far; use 1, got 2.",
+        ),
+        ("machine: {threads: 0}", "e.yaml:4: machine.threads: should be greater than or equal to 1, got 0."),
+        (
+            "machine: {device: cudda}",
+            "e.yaml:4: machine.device: should be auto, cpu, cuda or cuda:N, got 'cudda'. Did you mean 'cuda'?",
+        ),
+        (
+            "machine: {dtype: float64}",
+            "e.yaml:4: machine.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', got 'float64'. "
+            "Did you mean 'float16'?",
+        ),
+        ("methods: draft_model", "e.yaml:4: methods: should be a list of methods, each a name or {name: {options}}, "
+                                 "got 'draft_model'."),
+        ("methods: [3]", "e.yaml:4: methods.0: a method is a name or {name: {options}}, got 3."),
+        ("methods: [{m: 4}]", "e.yaml:4: methods.0.m: the options of a method are a mapping, got 4."),
+        (
+            "methods:\n  - draft_model:\n    gamma: 4\n",
+            "e.yaml:5: methods.0: an entry names one method, and its options stand indented below it, "
+            'got {"draft_model": null, "gamma": 4}.',
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_gives_one_line_with_its_place(faults, text, line):
+    assert faults(HEAD + text) == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "targets: [pico]\nprompts: {source: stdlib}\n",
+            ["e.yaml:1: name: required, but missing."],
+        ),
+        ("name: x\n", ["e.yaml:1: targets: required, but missing.", "e.yaml:1: prompts: required, but missing."]),
+        (
+            "name: x y\ntargets: [pico]\nprompts: {source: stdlib}\n",
+            ["e.yaml:1: name: a name is made of letters, digits and . _ - only, got 'x y'."],
+        ),
+        (
+            "name: x\ntargets: [pico]\nprompts: {count: 2}\n",
+            ["e.yaml:3: prompts.source: required, but missing."],
+        ),
+        (
+            "name: x\ntargets: [pico]\nprompts: {source: stdlb}\n",
+            ["e.yaml:3: prompts.source: unknown prompt source, got 'stdlb'. Did you mean 'stdlib'?"],
+        ),
+        (
+            "name: x\ntargets: [pico]\nprompts: {source: zzz}\n",
+            [
+                "e.yaml:3: prompts.source: unknown prompt source, got 'zzz'. Known: stdlib, mt_bench, spec_bench, "
+                "alpaca, sharegpt, humaneval, gsm8k, hellaswag, mmlu."
+            ],
+        ),
+        (
+            "name: x\ntargets: []\nprompts: {source: stdlib}\n",
+            ["e.yaml:2: targets: should be a list of at least one model, got []."],
+        ),
+        (
+            "name: x\nprompts: {source: stdlib}\ntargets: [pico, 3, {modell: a}, pico]\n",
+            [
+                "e.yaml:3: targets.1: a target is a name or a mapping with the key model, got 3.",
+                "e.yaml:3: targets.2.model: required, but missing.",
+                "e.yaml:3: targets.2.modell: unknown key, got 'a'. Did you mean 'model'?",
+                "e.yaml:3: targets.3: the target is given twice, got 'pico'.",
+            ],
+        ),
+        (
+            "name: x\nprompts: {source: stdlib}\ntargets: [{model: {shape: a, weights: hub}}]\n",
+            ["e.yaml:3: targets.0.model.weights: should be 'random', got 'hub'. Known: random."],
+        ),
+    ],
+)
+def test_a_fault_in_the_head_of_a_file_is_named(faults, text, lines):
+    assert faults(text) == lines
+
+
+def test_all_faults_come_at_once_in_the_order_of_the_file(faults):
+    text = HEAD + "decode: {seed: -1, batch_sise: 1}\nmachine: {threads: 0}\nmeasure: {repeats: 0}\n"
+    assert faults(text) == [
+        "e.yaml:4: decode.seed: should be greater than or equal to 0, got -1.",
+        "e.yaml:4: decode.batch_sise: unknown key, got 1. Did you mean 'batch_size'?",
+        "e.yaml:5: machine.threads: should be greater than or equal to 1, got 0.",
+        "e.yaml:6: measure.repeats: should be greater than or equal to 1, got 0.",
+    ]
+
+
+def test_a_grid_that_is_too_large_is_refused_before_it_is_built(faults):
+    seeds = ", ".join(map(str, range(200)))
+    assert faults(HEAD + f"decode: {{seed: [{seeds}], top_k: [{seeds}]}}\n") == [
+        "e.yaml:4: decode: the grid has 40000 points; 10000 is the limit."
+    ]
+
+
+def test_an_override_wins_over_the_file_and_is_part_of_the_resolved_yaml(experiment):
+    found = experiment(HEAD + "decode: {batch_size: 1}\n", "decode.batch_size=[2, 8]", "machine.threads=2")
+    assert [d.batch_size for d in found.decode] == [2, 8]
+    assert found.machine[0].threads == 2
+    assert "batch_size:\n  - 2\n  - 8\n" in found.yaml
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("decode.batch_size=0", "--set decode.batch_size: should be greater than or equal to 1, got 0."),
+        ("decode.batch_sise=8", "--set decode.batch_sise: unknown key, got 8. Did you mean 'batch_size'?"),
+        (
+            "decod.batch_size=8",
+            "--set decod.batch_size: decod: unknown key, got {\"batch_size\": 8}. Did you mean 'decode'?",
+        ),
+        ("targets.3=pico", "--set targets.3: the list has the entries 0 to 0, got '3'."),
+        ("name.x=1", "--set name.x: 'x' leads into a value that has no keys, got 'x'."),
+    ],
+)
+def test_a_wrong_override_is_reported_as_the_override_that_it_is(faults, override, line):
+    assert faults(HEAD, override) == [line]
+
+
+def test_a_missing_file_is_one_line_with_the_nearest_name(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text(HEAD)
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "quickstrat.yaml")
+    assert str(caught.value) == f"{tmp_path}/quickstrat.yaml: no such file. Did you mean 'quickstart.yaml'?"
+
+
+def test_a_folder_and_a_binary_file_are_refused_in_one_line(tmp_path):
+    (tmp_path / "e.yaml").write_bytes(b"\xff\xfe\x00")
+    for path, words in [
+        (tmp_path, "cannot be read: Is a directory."),
+        (tmp_path / "e.yaml", "not a text file in UTF-8"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            load(path)
+
+
+def test_reading_an_experiment_imports_no_torch():
+    code = "import sys, specbench.config, specbench.grid, specbench.registry; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,347 @@
+"""specbench.grid"""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from specbench.config import interpret
+from specbench.document import Faults, parse
+from specbench.errors import ConfigError, ContractError, UnknownNameError
+from specbench.grid import Arm, Plan, config_hash, expand, read_plan, rehearsal, trial_id
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tree(Options):
+    branching: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+
+
+class Never(Options):
+    kind: Literal["never"] = "never"
+
+
+class Unsure(Options):
+    kind: Literal["unsure"]
+    threshold: float = Field(0.4, ge=0, le=1)
+
+
+class Drafter(Options):
+    draft: str = Field(json_schema_extra={"model": True})
+    gamma: int = Field(4, ge=1)
+    widths: tuple[int, ...] = ()
+    tree: Tree | None = None
+    stop: Annotated[Never | Unsure, Field(discriminator="kind")] = Never()
+
+    @model_validator(mode="after")
+    def _agree(self):
+        if self.tree and self.gamma == 99:
+            raise ValueError("a tree and gamma 99 do not go together")
+        return self
+
+
+class Heads(Options):
+    heads: str | None = Field(None, json_schema_extra={"model": "pico-heads"})
+
+
+class Greedy(Options):
+    label: str = "taken"
+
+
+TABLE = {"autoregressive": Options, "drafter": Drafter, "heads": Heads, "greedy": Greedy}
+
+
+def options_class(name: str) -> type[BaseModel]:
+    if name not in TABLE:
+        raise UnknownNameError(f"unknown method {name!r}. Did you mean 'drafter'?")
+    return TABLE[name]
+
+
+def plan(methods: str = "[]", *, decode: str = "{}", targets: str = "[pico]", rest: str = "") -> Plan:
+    text = f"name: x\ntargets: {targets}\nprompts: {{source: stdlib}}\ndecode: {decode}\nmethods: {methods}\n{rest}"
+    return read_plan(parse(text, "e.yaml"), options_class)[1]
+
+
+def arms(methods: str) -> list[Arm]:
+    """The arms beside the two autoregressive ones."""
+    return list(plan(methods).cells[0].arms[2:])
+
+
+def faults(methods: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        plan(methods)
+    return [line.removeprefix("e.yaml:5: ") for line in str(caught.value).splitlines()]
+
+
+def test_every_cell_holds_the_autoregressive_arm_twice_even_when_nobody_asked():
+    [cell] = plan().cells
+    assert [(arm.method, arm.name, arm.twin) for arm in cell.arms] == [
+        ("autoregressive", "autoregressive", False),
+        ("autoregressive", "autoregressive-twin", True),
+    ]
+
+
+def test_asking_for_autoregressive_changes_its_label_and_adds_no_arm():
+    found = plan("[{drafter: {draft: a}}, {autoregressive: {label: baseline}}]").cells[0].arms
+    assert [(arm.name, arm.label) for arm in found] == [
+        ("autoregressive", "baseline"), ("autoregressive-twin", "baseline"), ("drafter", "drafter"),
+    ]  # fmt: skip
+
+
+def test_cells_run_through_targets_machine_prompts_and_decode_in_this_order():
+    found = plan(decode="{batch_size: [1, 4]}", targets="[a, b]", rest="machine: {dtype: [float32, bfloat16]}")
+    assert [(c.index, c.target.name, c.machine.dtype, c.decode.batch_size) for c in found.cells] == [
+        (0, "a", "float32", 1), (1, "a", "float32", 4), (2, "a", "bfloat16", 1), (3, "a", "bfloat16", 4),
+        (4, "b", "float32", 1), (5, "b", "float32", 4), (6, "b", "bfloat16", 1), (7, "b", "bfloat16", 4),
+    ]  # fmt: skip
+    assert len(list(found.trials)) == 16
+
+
+def test_a_target_s_own_methods_run_on_that_target_only():
+    found = plan("[{drafter: {draft: a}}]", targets="[{model: t, methods: [{heads: {heads: h}}]}, u]")
+    assert [[arm.method for arm in cell.arms[2:]] for cell in found.cells] == [["heads", "drafter"], ["drafter"]]
+
+
+def test_axes_of_options_and_of_the_draft_latency_are_crossed():
+    found = arms("[{drafter: {draft: a, gamma: [2, 4], draft_latency_ms: [null, 5]}}]")
+    assert [(arm.options["gamma"], arm.draft_latency_ms) for arm in found] == [(2, None), (2, 5.0), (4, None), (4, 5.0)]
+
+
+def test_zip_pairs_options_and_takes_the_draft_latency_as_well():
+    found = arms("[{drafter: {zip: {draft: [a, b], gamma: [2, 4], draft_latency_ms: [1.0, null]}}}]")
+    assert [(arm.options["draft"], arm.options["gamma"], arm.draft_latency_ms) for arm in found] == [
+        ("a", 2, 1.0), ("b", 4, None),
+    ]  # fmt: skip
+
+
+def test_an_option_that_is_a_list_by_nature_needs_grid_for_an_axis():
+    one = arms("[{drafter: {draft: a, tree: {branching: [4, 2]}, widths: [1, 2]}}]")
+    two = arms("[{drafter: {draft: a, tree: {branching: {grid: [[4, 2], [2]]}}}}]")
+    assert [(arm.options["tree"], arm.options["widths"]) for arm in one] == [({"branching": [4, 2]}, [1, 2])]
+    assert [arm.options["tree"] for arm in two] == [{"branching": [4, 2]}, {"branching": [2]}]
+
+
+def test_an_axis_may_stand_inside_a_mapping_of_options():
+    found = arms("[{drafter: {draft: a, stop: {kind: unsure, threshold: [0.3, 0.5]}}}]")
+    assert [arm.options["stop"]["threshold"] for arm in found] == [0.3, 0.5]
+
+
+def test_options_carry_every_default_and_build_the_method_s_class():
+    [arm] = arms("[{drafter: {draft: a, widths: [1, 2]}}]")
+    assert arm.options == {"draft": "a", "gamma": 4, "widths": [1, 2], "tree": None, "stop": {"kind": "never"}}
+    assert arm.build(Drafter) == Drafter(draft="a", widths=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("methods", "names"),
+    [
+        ("[{drafter: {draft: a}}]", ["drafter"]),
+        ("[{drafter: {draft: a, gamma: [2, 4]}}]", ["drafter gamma=2", "drafter gamma=4"]),
+        (
+            "[{drafter: {draft: a}}, {drafter: {draft: b, gamma: 8}}]",
+            ["drafter draft=a gamma=4", "drafter draft=b gamma=8"],
+        ),
+        (
+            "[{drafter: {draft: a, draft_latency_ms: [null, 2.5]}}]",
+            ["drafter latency=measured", "drafter latency=2.5ms"],
+        ),
+        (
+            "[{drafter: {draft: a, tree: {branching: {grid: [[4, 2], [3]]}}}}]",
+            ["drafter tree.branching=4x2", "drafter tree.branching=3"],
+        ),
+        ("[{drafter: {draft: a, label: mine}}, {drafter: {draft: b}}]", ["mine", "drafter"]),
+        ("[{drafter: {draft: a, label: mine, gamma: [2, 4]}}]", ["mine gamma=2", "mine gamma=4"]),
+        ("[{drafter: {draft: a, label: heads}}, {heads: {heads: h}}]", ["heads draft=a gamma=4 widths=none tree=null "
+         "stop.kind=never", "heads heads=h"]),
+        ("[{drafter: {draft: a, label: autoregressive-twin}}]", ["autoregressive-twin #2"]),
+    ],
+)  # fmt: skip
+def test_an_arm_is_named_by_its_label_and_the_options_in_which_it_differs(methods, names):
+    assert [arm.name for arm in arms(methods)] == names
+
+
+@pytest.mark.parametrize(
+    ("methods", "lines"),
+    [
+        ("[draftr]", ["methods.0: unknown method 'draftr'. Did you mean 'drafter'?"]),
+        ("[{draftr: {x: 1}}]", ["methods.0.draftr: unknown method 'draftr'. Did you mean 'drafter'?"]),
+        ("[drafter]", ["methods.0.draft: required, but missing."]),
+        (
+            "[{drafter: {draft: a, gama: 3}}]",
+            ["methods.0.drafter.gama: unknown key, got 3. Did you mean 'gamma'?"],
+        ),
+        (
+            "[{drafter: {draft: a, gamma: [2, 0]}}]",
+            ["methods.0.drafter.gamma.1: should be greater than or equal to 1, got 0."],
+        ),
+        ("[{drafter: {draft: a, gamma: '4'}}]", ["methods.0.drafter.gamma: should be a valid integer, got '4'."]),
+        (
+            "[{drafter: {draft: a, draft_latency_ms: [null, -1]}}]",
+            ["methods.0.drafter.draft_latency_ms.1: should be greater than 0, got -1."],
+        ),
+        (
+            "[{drafter: {draft: a, tree: {branching: {grid: [[2], [2, x]]}}}}]",
+            ["methods.0.drafter.tree.branching.grid.1.1: should be a valid integer, got 'x'."],
+        ),
+        (
+            "[{drafter: {draft: a, stop: {kind: unsure, treshold: 1}}}]",
+            ["methods.0.drafter.stop.treshold: unknown key, got 1. Did you mean 'threshold'?"],
+        ),
+        (
+            "[{drafter: {draft: a, gamma: 99, tree: {branching: [2]}}}]",
+            ["methods.0.drafter: a tree and gamma 99 do not go together."],
+        ),
+        (
+            "[{drafter: {zip: {draft: [a, b], gamma: [1, 2, 3]}}}]",
+            ['methods.0.drafter.zip: zip pairs lists of equal length, got {"draft": 2, "gamma": 3}.'],
+        ),
+        (
+            "[{drafter: {draft: a}}, {drafter: {draft: a, gamma: 4, label: same}}]",
+            ["methods.1.drafter: an arm with the same options stands at methods.0.drafter."],
+        ),
+        (
+            "[autoregressive, autoregressive]",
+            ["methods.1: autoregressive is given twice; its second arm is made without asking."],
+        ),
+        (
+            "[{autoregressive: {draft_latency_ms: 5}}]",
+            ["methods.0.autoregressive.draft_latency_ms: autoregressive drafts nothing that could take time."],
+        ),
+        (
+            "[{drafter: {draft: 3}}, {heads: {head: h}}]",
+            [
+                "methods.0.drafter.draft: should be a valid string, got 3.",
+                "methods.1.heads.head: unknown key, got 'h'. Did you mean 'heads'?",
+            ],
+        ),
+    ],
+)
+def test_faults_in_methods_are_reported_with_their_place(methods, lines):
+    assert faults(methods) == lines
+
+
+def test_faults_of_sections_and_of_methods_come_together():
+    text = "name: x\ntargets: [pico]\nprompts: {source: stdlb}\nmethods:\n  - {drafter: {draft: a, gama: 1}}\n"
+    with pytest.raises(ConfigError) as caught:
+        read_plan(parse(text, "e.yaml"), options_class)
+    assert str(caught.value).splitlines() == [
+        "e.yaml:3: prompts.source: unknown prompt source, got 'stdlb'. Did you mean 'stdlib'?",
+        "e.yaml:5: methods.0.drafter.gama: unknown key, got 1. Did you mean 'gamma'?",
+    ]
+
+
+def test_expand_gives_the_plan_that_read_plan_gives():
+    document = parse(
+        "name: x\ntargets: [pico]\nprompts: {source: stdlib}\nmethods: [{drafter: {draft: a}}]\n", "e.yaml"
+    )
+    experiment, expected = read_plan(document, options_class)
+    assert expand(interpret(document, Faults(document)), options_class) == expected
+    assert experiment.name == "x"
+
+
+def test_a_method_whose_option_takes_a_common_name_breaks_the_contract():
+    with pytest.raises(ContractError, match="method 'greedy' has an option 'label'"):
+        plan("[greedy]")
+
+
+def the_trial(methods: str = "[{drafter: {draft: a}}]", arm: int = 2, **sections: str) -> str:
+    cell = plan(methods, **sections).cells[0]
+    return config_hash(cell.arms[arm], cell)
+
+
+def test_the_hash_of_a_configuration_never_changes_by_accident():
+    assert the_trial(arm=0) == "8923d367fea79128"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"methods": "[{drafter: {draft: a, label: mine}}]"},
+        {"methods": "[{heads: {}}, {drafter: {draft: a}}]", "arm": 3},
+        {"methods": "[{drafter: {draft: a, gamma: 4}}]"},
+        {"targets": "[{model: pico, label: mine}]"},
+        {"rest": "machine: {device: cpu, threads: 2}"},
+        {"rest": "measure: {repeats: 5}"},
+        {"decode": "{temperature: 0}"},
+    ],
+    ids=str,
+)
+def test_what_cannot_change_a_result_leaves_the_hash(other):
+    assert the_trial(**other) == the_trial()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"methods": "[{drafter: {draft: b}}]"},
+        {"methods": "[{drafter: {draft: a, gamma: 5}}]"},
+        {"methods": "[{drafter: {draft: a, draft_latency_ms: 5}}]"},
+        {"targets": "[other]"},
+        {"targets": "[{model: {shape: pico}}]"},
+        {"decode": "{temperature: 0.1}"},
+        {"decode": "{batch_size: 2}"},
+        {"decode": "{rule: match}"},
+        {"rest": "machine: {dtype: float32}"},
+        {"rest": "machine: {attention: eager}"},
+    ],
+    ids=str,
+)
+def test_what_can_change_a_result_changes_the_hash(other):
+    assert the_trial(**other) != the_trial()
+
+
+def test_the_twins_have_hashes_of_their_own():
+    assert the_trial(arm=0) != the_trial(arm=1)
+
+
+def test_a_trial_is_named_by_its_configuration_and_by_what_it_ran_with():
+    cell = plan().cells[0]
+    facts = {"weights_sha": "w", "tokenizer_sha": "t", "prompts_sha": "p", "measurement_version": 1}
+    changed = [{"weights_sha": "x"}, {"tokenizer_sha": "x"}, {"prompts_sha": "x"}, {"measurement_version": 2}]
+    ids = {trial_id(cell, cell.arms[0], **{**facts, **change}) for change in [{}, *changed]}
+    assert len(ids) == 5
+    assert all(len(name) == 16 for name in ids)
+
+
+def test_a_rehearsal_is_the_same_grid_on_the_embedded_family():
+    found = rehearsal(
+        plan(
+            "[{drafter: {draft: [hub/a, hub/b], gamma: [2, 4], draft_latency_ms: 5}}, {heads: {heads: hub/h}}]",
+            decode="{max_new_tokens: 512, min_new_tokens: 64, batch_size: [1, 8, 32], chat_template_kwargs: {a: 1}}",
+            targets="[hub/large, hub/larger]",
+            rest="machine: {device: cuda, dtype: float16}",
+        )
+    )
+    assert found.experiment_name == "x-rehearsal"
+    assert [(c.index, c.target.name, c.decode.batch_size) for c in found.cells] == [(0, "pico", 1), (1, "pico", 4)]
+    assert [(arm.name, arm.draft_latency_ms) for arm in found.cells[0].arms[2:]] == [
+        ("drafter draft=pico-wide gamma=2", 5.0), ("drafter draft=pico-wide gamma=4", 5.0),
+        ("drafter draft=pico-deep gamma=2", 5.0), ("drafter draft=pico-deep gamma=4", 5.0),
+        ("heads", None),
+    ]  # fmt: skip
+    assert found.cells[0].arms[6].options == {"heads": "pico-heads"}
+    first = found.cells[0]
+    assert (first.prompts.source, first.prompts.count, first.prompts.max_prompt_tokens) == ("stdlib", 4, 128)
+    assert (first.decode.max_new_tokens, first.decode.min_new_tokens, first.decode.chat_template_kwargs) == (32, 32, {})
+    assert (first.machine.device, first.machine.dtype) == ("cpu", "auto")
+
+
+def test_a_rehearsal_leaves_embedded_drafts_and_missing_models_as_they_are():
+    found = rehearsal(plan("[{drafter: {draft: [pico-deep, pico-wide]}}, heads]")).cells[0].arms
+    assert [arm.options.get("draft") for arm in found[2:]] == ["pico-deep", "pico-wide", None]
+    assert found[4].options == {"heads": None}
+
+
+def test_arms_that_a_rehearsal_makes_equal_are_kept_once():
+    found = rehearsal(plan("[{drafter: {draft: [a, b, c]}}]")).cells[0].arms
+    assert [arm.name for arm in found[2:]] == ["drafter draft=pico-wide", "drafter draft=pico-deep"]
+
+
+def test_a_plan_cannot_be_changed_but_can_be_copied():
+    cell = plan().cells[0]
+    with pytest.raises(AttributeError):
+        cell.index = 3
+    assert replace(cell, index=3).index == 3
