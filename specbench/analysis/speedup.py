@@ -100,22 +100,15 @@ def check_comparable(baseline: pd.DataFrame, method: pd.DataFrame) -> None:
         left, right = (sorted(map(str, rows[column].unique())) for rows in (baseline, method))
         if left != right or len(left) > 1:
             raise ResultsError(
-                f"rows of different {column!r} must not be compared: "
-                f"{' and '.join(left)} against {' and '.join(right)}"
+                f"rows of different {column!r} must not be compared: {' and '.join(left)} against {' and '.join(right)}"
             )
-    left_prompts, right_prompts = (
-        rows.groupby("block")["prompt_id"].unique().map(set) for rows in (baseline, method)
-    )
+    left_prompts, right_prompts = (rows.groupby("block")["prompt_id"].unique().map(set) for rows in (baseline, method))
     for block in left_prompts.index.intersection(right_prompts.index):
         if left_prompts[block] != right_prompts[block]:
-            raise ResultsError(
-                f"rows of different 'prompt_id' must not be compared: block {block} ran other prompts"
-            )
+            raise ResultsError(f"rows of different 'prompt_id' must not be compared: block {block} ran other prompts")
 
 
-def paired_batches(
-    baseline: pd.DataFrame, method: pd.DataFrame, *, with_prefill: bool = False
-) -> pd.DataFrame:
+def paired_batches(baseline: pd.DataFrame, method: pd.DataFrame, *, with_prefill: bool = False) -> pd.DataFrame:
     """Seconds and tokens of both arms on each batch that both finished, indexed by process, block and repeat.
 
     Raises:
@@ -125,7 +118,7 @@ def paired_batches(
         return pd.DataFrame(columns=["seconds", "tokens", "seconds_method", "tokens_method"])
     check_comparable(baseline, method)
     left, right = (_batch_totals(rows, with_prefill=with_prefill) for rows in (baseline, method))
-    return left.join(right, how="inner", rsuffix="_method")
+    return left.join(right.add_suffix("_method"), how="inner")
 
 
 def _batch_totals(rows: pd.DataFrame, *, with_prefill: bool) -> pd.DataFrame:

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from specbench import __version__
+
 UNKNOWN = "unknown"
 
-_PACKAGES = ("specbench", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "pandas", "pydantic")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "pandas", "pydantic")
 
 _SECRET = re.compile(r"token|key|secret|password", re.IGNORECASE)
 # Words that look like secrets and are settings.
@@ -34,7 +36,7 @@ def git_state(folder: Path | None = None) -> tuple[str | None, bool | None]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    found = {"specbench": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

@@ -157,9 +157,7 @@ class _Encoder:
         ids = self._cut(self._encode(text.text))
         bos = self._tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
-            raise ConfigError(
-                f"prompt {text.id}: it would begin with two begin-of-text tokens; take one out of its text"
-            )
+            raise ConfigError(f"prompt {text.id}: it begins with two begin-of-text tokens; take one out")
         if not ids:
             raise ConfigError(f"prompt {text.id}: it has no tokens")
         return Prompt(text.id, key_of(text.id), text.category, ids, text.text)
@@ -188,8 +186,8 @@ def _check_fit(prompts: list[Prompt], source: Source, max_new_tokens: int) -> No
     room = source.max_positions
     if room is not None and len(longest.ids) + max_new_tokens > room:
         raise ConfigError(
-            f"prompt {longest.id}: {len(longest.ids)} tokens and {max_new_tokens} new ones exceed the {room} positions of "
-            f"{source.name}; set prompts.max_prompt_tokens to at most {max(0, room - max_new_tokens)}"
+            f"prompt {longest.id}: {len(longest.ids)} tokens and {max_new_tokens} new ones exceed the {room} positions "
+            f"of {source.name}; set prompts.max_prompt_tokens to at most {max(0, room - max_new_tokens)}"
         )
 
 
@@ -267,9 +265,7 @@ def text_of(row: Mapping[str, Any], column: str | None, where: str) -> str:
     if isinstance(value, dict):
         value = value.get("content", value.get("value"))
     if not isinstance(value, str) or not value:
-        raise ConfigError(
-            f"{where}: no text in it; it should have a prompt, turns, or the field that prompts.field names"
-        )
+        raise ConfigError(f"{where}: no text in it; it needs a prompt, turns, or the field that prompts.field names")
     if _PLACEHOLDER in value:
         raise ConfigError(f"{where}: the data set holds a placeholder where its prompts belong; prepare it first")
     return value
@@ -314,9 +310,7 @@ def _hub_rows(name: str, source: HubSource, split: str) -> Iterator[Mapping[str,
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise UnsupportedError(
-            f"prompts {name}: hub data sets need the package datasets: pip install datasets"
-        ) from error
+        raise UnsupportedError(f"prompts {name}: hub data sets need: pip install datasets") from error
     try:
         return iter(load_dataset(source.path, source.config, split=split))
     except (OSError, ValueError) as error:

@@ -203,7 +203,7 @@ class HeadlineWatch:
 
 
 class PhaseWatch(HeadlineWatch):
-    """Also times the four phases of every step, which costs a little: its step times are for shares, not for headlines."""
+    """Also times the four phases of every step, which costs a little: it is for shares of a step, not for headlines."""
 
     def start(self) -> None:
         """Read the clock."""
@@ -236,16 +236,25 @@ class PhaseWatch(HeadlineWatch):
 
 
 @contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Keep the collector out of a timed region; what lives at its start is not looked at again until the end."""
-    was_enabled = gc.isenabled()
+def frozen_objects() -> Iterator[None]:
+    """Let the collector forget what lives now: models and modules are then not looked through again and again."""
     gc.collect()
     gc.freeze()
-    gc.disable()
     try:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect now, and keep the collector out of a timed region."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
         if was_enabled:
             gc.enable()
 

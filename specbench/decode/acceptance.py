@@ -258,7 +258,10 @@ def _reject_along_tree(step: Verification, target_probs: Tensor) -> Decision:
             # The uniform belongs to the child: its position, its rank among its siblings.
             position = step.positions[rows, child][:, None] - 1
             luck = step.sampler.uniforms(position, rank, Stream.ACCEPT)[:, 0]
-            take = here & (luck * draft.gather(1, token)[:, 0] < left.gather(1, token)[:, 0])
+            chance = draft.gather(1, token)[:, 0]
+            # Siblings beyond what the draft could still draw (top-k left too few, or float32 did) were not drawn from it.
+            here = here & (chance > 0)
+            take = here & (luck * chance < left.gather(1, token)[:, 0])
             refuse = (here & ~take)[:, None]
             left = torch.where(refuse, _normalised((left - draft).clamp_min(0), left), left)
             if step.proposal == "without_replacement":

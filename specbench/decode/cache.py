@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -57,7 +58,9 @@ class SlabCache:
         """Bytes that the slab holds."""
         return self.slab.numel() * self.slab.element_size()
 
-    def compact(self, path: Tensor, kept: Tensor, lengths: Tensor) -> None:
+    def compact(
+        self, path: Int[Tensor, "batch columns"], kept: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"]
+    ) -> None:
         """Move the KV of an accepted path to the slots right behind the row's committed tokens.
 
         Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 _LOW_32 = 0xFFFFFFFF
@@ -41,7 +42,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
-def hash32(seed: int, stream: int, *keys: Tensor) -> Tensor:
+def hash32(seed: int, stream: int, *keys: Int[Tensor, "..."]) -> Int32[Tensor, "..."]:
     """Hash integers to int32: one mixing round a key, and one more at the end, because the last key is the dense one.
 
     Args:
@@ -56,13 +57,13 @@ def hash32(seed: int, stream: int, *keys: Tensor) -> Tensor:
     return _mix(state ^ _signed(0x27D4EB2F))
 
 
-def uniform(bits: Tensor) -> Tensor:
+def uniform(bits: Int32[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Int32 hashes as float32 in (0, 1), with all 32 bits of resolution next to 0."""
     unsigned = (bits.to(torch.int64) & _LOW_32).to(torch.float32)
     return ((unsigned + 0.5) * 2.0**-32).clamp_(max=1.0 - 2.0**-24)
 
 
-def gumbel(bits: Tensor) -> Tensor:
+def gumbel(bits: Int32[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Int32 hashes as standard Gumbel noise, float32; the large values, which win, are the finely resolved ones."""
     return -torch.log(-torch.log1p(-uniform(bits)))
 
@@ -92,11 +93,11 @@ class Sampler:
     top_k: int | None
     top_p: float | None
     min_new_tokens: int
-    eos_ids: Tensor
+    eos_ids: Int[Tensor, " ends"]
     vocab_size: int
     seed: int
-    keys: Tensor
-    prompt_lengths: Tensor
+    keys: Int[Tensor, " batch"]
+    prompt_lengths: Int[Tensor, " batch"]
     draft_stream: Stream = Stream.DRAFT
     needs_draft_probs: bool = False
 
@@ -105,7 +106,9 @@ class Sampler:
         """Whether every distribution is one-hot."""
         return self.temperature == 0.0
 
-    def weigh(self, logits: Tensor, positions: Tensor) -> Tensor:
+    def weigh(
+        self, logits: Float[Tensor, "batch nodes rows"], positions: Int[Tensor, "batch nodes"]
+    ) -> Float[Tensor, "batch nodes vocab"]:
         """Logits as unnormalised log-probabilities, forbidden tokens at -inf.
 
         Args:
@@ -128,7 +131,9 @@ class Sampler:
             weights = _keep_nucleus(weights, self.top_p)
         return weights
 
-    def probs(self, logits: Tensor, positions: Tensor) -> Tensor:
+    def probs(
+        self, logits: Float[Tensor, "batch nodes rows"], positions: Int[Tensor, "batch nodes"]
+    ) -> Float[Tensor, "batch nodes vocab"]:
         """The distribution that a token is drawn from, float32, (batch, nodes, vocab_size); one-hot at T = 0."""
         weights = self.weigh(logits, positions)
         if self.is_greedy:
@@ -136,7 +141,13 @@ class Sampler:
             return torch.zeros(weights.shape, device=weights.device).scatter_(-1, best, 1.0)
         return weights.softmax(-1)
 
-    def scores(self, logits: Tensor, positions: Tensor, stream: Stream, rank: int = 0) -> Tensor:
+    def scores(
+        self,
+        logits: Float[Tensor, "batch nodes rows"],
+        positions: Int[Tensor, "batch nodes"],
+        stream: Stream,
+        rank: int = 0,
+    ) -> Float[Tensor, "batch nodes vocab"]:
         """Log-probabilities with Gumbel noise added: the largest is a draw, the k largest are k without replacement.
 
         At T = 0 there is no noise, and the k largest are simply the k most likely. ``rank`` gives siblings noise of
@@ -145,16 +156,26 @@ class Sampler:
         weights = self.weigh(logits, positions)
         return weights if self.is_greedy else weights + self.noise(positions, stream, rank)
 
-    def draw(self, logits: Tensor, positions: Tensor, stream: Stream, rank: int = 0) -> Tensor:
+    def draw(
+        self,
+        logits: Float[Tensor, "batch nodes rows"],
+        positions: Int[Tensor, "batch nodes"],
+        stream: Stream,
+        rank: int = 0,
+    ) -> Int[Tensor, "batch nodes"]:
         """One token for every node, (batch, nodes)."""
         return self.scores(logits, positions, stream, rank).argmax(-1)
 
-    def draw_from(self, weights: Tensor, positions: Tensor, stream: Stream) -> Tensor:
+    def draw_from(
+        self, weights: Float[Tensor, "batch vocab"], positions: Int[Tensor, " batch"], stream: Stream
+    ) -> Int[Tensor, " batch"]:
         """One token from non-negative weights that need no sum of 1, (batch, vocab_size) -> (batch,)."""
         scores = weights.log()[:, None] + self.noise(positions[:, None], stream)
         return scores[:, 0].argmax(-1)
 
-    def noise(self, positions: Tensor, stream: Stream, rank: int = 0) -> Tensor:
+    def noise(
+        self, positions: Int[Tensor, "batch nodes"], stream: Stream, rank: int = 0
+    ) -> Float[Tensor, "batch nodes vocab"]:
         """Gumbel noise for every token at every position, (batch, nodes, vocab_size), float32.
 
         It depends on a node's position and not on the node: of the nodes at one depth at most one is on the path that
@@ -164,7 +185,9 @@ class Sampler:
         shifted = positions * 64 + rank
         return gumbel(hash32(self.seed, stream, self.keys[:, None, None], shifted[..., None], tokens))
 
-    def uniforms(self, positions: Tensor, ranks: Tensor | int, stream: Stream) -> Tensor:
+    def uniforms(
+        self, positions: Int[Tensor, "batch nodes"], ranks: Int[Tensor, "batch nodes"] | int, stream: Stream
+    ) -> Float[Tensor, "batch nodes"]:
         """One number in (0, 1) for every node, keyed by position and rank among siblings, (batch, nodes)."""
         return uniform(hash32(self.seed, stream, self.keys[:, None], positions * 64 + ranks))
 

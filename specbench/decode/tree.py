@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -28,12 +29,12 @@ class Layout(NamedTuple):
         is_chain: Every node is the only child of the one before it.
     """
 
-    parent: Tensor
-    padding: Tensor
-    eligible: Tensor
-    ancestors: Tensor
-    depth: Tensor
-    node: Tensor
+    parent: Int[Tensor, "batch nodes"]
+    padding: Bool[Tensor, "batch nodes"]
+    eligible: Bool[Tensor, "batch nodes"]
+    ancestors: Bool[Tensor, "batch nodes nodes"]
+    depth: Int[Tensor, "batch nodes"]
+    node: Int[Tensor, " nodes"]
     is_chain: bool
 
     @property
@@ -42,7 +43,9 @@ class Layout(NamedTuple):
         return self.node.numel()
 
 
-def lay_out(parents: Tensor, max_depth: int, probe: Tensor | None = None) -> Layout:
+def lay_out(
+    parents: Int[Tensor, "batch drafted"], max_depth: int, probe: Bool[Tensor, "batch drafted"] | None = None
+) -> Layout:
     """Find ancestors and depths by pointer doubling: ``log2(max_depth)`` rounds, no loop over nodes or rows.
 
     Args:
@@ -74,7 +77,9 @@ def _chain(length: int, device: torch.device) -> Layout:
     return lay_out(parents, max(1, length))._replace(is_chain=True)
 
 
-def lay_out_chain(length: int, drafted: Tensor | None, batch: int, device: torch.device) -> Layout:
+def lay_out_chain(
+    length: int, drafted: Bool[Tensor, "{batch} {length}"] | None, batch: int, device: torch.device
+) -> Layout:
     """A chain of ``length`` nodes for every row.
 
     Args:
@@ -108,7 +113,7 @@ class Topology:
         levels: First node of every depth from 1 on, then N: nodes of a depth stand next to one another.
     """
 
-    parents: Tensor
+    parents: Int[Tensor, " drafted"]
     levels: tuple[int, ...]
 
     @staticmethod
@@ -124,7 +129,7 @@ class Topology:
         return Topology(torch.tensor(parents, device=device, dtype=torch.int64), tuple(levels))
 
 
-def deepest(layout: Layout, accepted: Tensor) -> Tensor:
+def deepest(layout: Layout, accepted: Bool[Tensor, "batch nodes"]) -> Int[Tensor, " batch"]:
     """The deepest accepted node of every row, the lowest-numbered one of several, (B,).
 
     The score is unique, so that no device's habit with ties decides.
@@ -134,7 +139,7 @@ def deepest(layout: Layout, accepted: Tensor) -> Tensor:
     return score.masked_fill(~accepted | layout.padding, -1).argmax(1)
 
 
-def path_to(layout: Layout, best: Tensor, columns: int) -> Tensor:
+def path_to(layout: Layout, best: Int[Tensor, " batch"], columns: int) -> Int[Tensor, "batch {columns}"]:
     """The nodes from the root to ``best``, one a depth, -1 beyond it, (B, columns)."""
     batch, num_nodes = layout.parent.shape
     on_path = layout.ancestors.gather(1, best[:, None, None].expand(-1, 1, num_nodes))[:, 0]
@@ -143,7 +148,7 @@ def path_to(layout: Layout, best: Tensor, columns: int) -> Tensor:
     return path.scatter_(1, where, layout.node.expand(batch, -1))[:, :columns]
 
 
-def children_table(layout: Layout, most: int) -> Tensor:
+def children_table(layout: Layout, most: int) -> Int[Tensor, "batch nodes {most}"]:
     """Every node's eligible children in order, -1 where there are fewer, (B, N1, most)."""
     siblings = (layout.parent[:, :, None] == layout.parent[:, None, :]) & layout.eligible[:, None, :]
     rank = (siblings & (layout.node[None, :] < layout.node[:, None])).sum(-1)
@@ -154,7 +159,7 @@ def children_table(layout: Layout, most: int) -> Tensor:
     return table[:, :-1].view(batch, num_nodes, most)
 
 
-def sibling_ranks(layout: Layout) -> Tensor:
+def sibling_ranks(layout: Layout) -> Int[Tensor, "batch nodes"]:
     """How many eligible siblings come before each node, (B, N1)."""
     siblings = (layout.parent[:, :, None] == layout.parent[:, None, :]) & layout.eligible[:, None, :]
     return (siblings & (layout.node[None, :] < layout.node[:, None])).sum(-1)

@@ -95,9 +95,7 @@ def placement(machine: MachineSettings) -> Placement:
         count = torch.cuda.device_count() if available else 0
         if (device.index or 0) >= count:
             found = f"{count} GPUs" if count else "no GPU"
-            raise UnsupportedError(
-                f"machine.device is {name}, but torch {torch.__version__} finds {found}; use cpu or auto"
-            )
+            raise UnsupportedError(f"machine.device is {name}, but torch finds {found}; use cpu or auto")
         device = torch.device("cuda", device.index or 0)
     if machine.dtype != "auto":
         dtype = _DTYPES[machine.dtype]
@@ -154,9 +152,7 @@ def _module(source: Source, where: Placement, attention: str) -> nn.Module:
         )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelRefusedError(
-            f"{source.name}: transformers cannot load it as a causal language model: {reason}"
-        ) from error
+        raise ModelRefusedError(f"{source.name}: transformers cannot load it as a causal LM: {reason}") from error
     return module.to(where.device)
 
 

@@ -190,6 +190,7 @@ def locate(reference: str | RandomModel, zoo: Path = ZOO) -> Source:
         ConfigError: A folder that is missing or holds no model.
         UnsupportedError: A hub id that is not in the local cache, and the hub cannot be reached.
     """
+    transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # its advice is about training and generate(), which we use neither of
     if isinstance(reference, RandomModel):
         shape = shape_named(reference.shape)

@@ -183,17 +183,13 @@ RUNS: tuple[Column, ...] = (
 
 # fmt: on
 
-TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType(
-    {"requests": REQUESTS, "steps": STEPS, "runs": RUNS}
-)
+TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType({"requests": REQUESTS, "steps": STEPS, "runs": RUNS})
 
 
 def arrow_schema(table: str) -> pa.Schema:
     """Parquet schema of a table, with `SCHEMA_VERSION` in its metadata."""
     fields = [pa.field(column.name, column.type, column.nullable) for column in TABLES[table]]
-    return pa.schema(
-        fields, metadata={"specbench.schema_version": str(SCHEMA_VERSION), "specbench.table": table}
-    )
+    return pa.schema(fields, metadata={"specbench.schema_version": str(SCHEMA_VERSION), "specbench.table": table})
 
 
 def blank_row(table: str) -> dict[str, Any]:
@@ -238,9 +234,7 @@ def _count_faults(row: Mapping[str, Any]) -> list[str]:
         for name in lists
         if row[name] is not None and len(row[name]) != row["steps"]
     ]
-    emitted = (
-        1 + sum(int(count) + 1 for count in row["accepted_per_step"]) - int(row["overshoot_tokens"] or 0)
-    )
+    emitted = 1 + sum(int(count) + 1 for count in row["accepted_per_step"]) - int(row["overshoot_tokens"] or 0)
     if emitted != row["output_tokens"]:
         faults.append(f"column 'output_tokens' is {row['output_tokens']}, but its steps emitted {emitted}")
     return faults

@@ -32,9 +32,7 @@ class Store:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def write_block(
-        self, key: str, requests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def write_block(self, key: str, requests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> None:
         """Store the rows of one block, all or none of them; a block of the same key is replaced.
 
         Raises:
@@ -80,9 +78,7 @@ class Store:
         """
         path = self.folder / "runs.parquet"
         kept = [
-            old
-            for old in (_read_part(path).to_pylist() if path.exists() else [])
-            if old["run_id"] != row["run_id"]
+            old for old in (_read_part(path).to_pylist() if path.exists() else []) if old["run_id"] != row["run_id"]
         ]
         _write_atomically(path, _encode("runs", [*kept, row], None))
 
@@ -170,9 +166,7 @@ def _write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        remedy = (
-            "Free some space and run again; finished blocks are kept." if full else "Nothing was written."
-        )
+        remedy = "Free some space and run again; finished blocks are kept." if full else "Nothing was written."
         raise ResultsError(f"{path}: cannot be written: {os.strerror(error.errno or 0)}. {remedy}") from error
 
 
@@ -211,7 +205,5 @@ def _read_part(path: Path) -> pa.Table:
 
 
 def _corrupt(path: Path) -> ResultsError:
-    again = (
-        "the runs before are then forgotten" if path.name == "runs.parquet" else "its block will be repeated"
-    )
+    again = "the runs before are then forgotten" if path.name == "runs.parquet" else "its block will be repeated"
     return ResultsError(f"{path}: not a whole Parquet file. Delete it and run again; {again}.")

@@ -69,12 +69,10 @@ def load(folder: Path) -> Results:
     store = Store(folder)
     requests = store.read("requests")
     if requests.empty:
-        raise ResultsError(
-            f"{folder}: no finished block in it. Start the run again; it goes on where it stopped."
-        )
+        raise ResultsError(f"{folder}: no finished block in it. Start the run again; it goes on where it stopped.")
     steps = store.read("steps")
     runs = store.read("runs") if (folder / "runs.parquet").exists() else pd.DataFrame()
-    requests = _with_titles(requests)
+    requests = _with_titles(requests.drop(columns="output_ids"))  # long, and nothing here reads it
     places = requests[["batch_id", "title"]].drop_duplicates()
     return Results(folder, requests, steps.merge(places, on="batch_id"), runs)
 
@@ -92,18 +90,20 @@ def summary(results: Results) -> pd.DataFrame:
     """
     fastest = _fastest_autoregressive(results.runs)
     phases = phase_times(results).set_index(["title", "arm"])
+    slowdowns = _phase_pass_slowdowns(results.requests)
     rows = []
     for title, cell in _headline_cells(results.requests):
-        arms = {str(arm): rows_ for arm, rows_ in cell.groupby("arm", sort=True)}
-        floor = _noise_floor(arms)
-        baseline = arms.get(fastest.get(str(cell["cell"].iloc[0]), BASELINE), arms.get(BASELINE))
+        arms = {str(arm): own for arm, own in cell.groupby("arm", sort=True)}
+        full = {arm: _full_batches(own) for arm, own in arms.items()}
+        floor = _noise_floor(full)
+        baseline = full.get(fastest.get(str(cell["cell"].iloc[0]), BASELINE), full.get(BASELINE))
         cell_rows = []
         for arm, own in arms.items():
-            row = _place(title, cell) | _identity(own) | _counts(own) | _rates(own) | _acceptance(own)
-            row |= _speeds(own, arms.get(BASELINE), floor)
-            row |= _against_fastest(own, baseline, row["speedup_core"])
+            row = _place(title, cell) | _identity(own) | _counts(own, full[arm]) | _rates(full[arm])
+            row |= _acceptance(own) | _speeds(full[arm], full.get(BASELINE), floor)
+            row |= _against_fastest(full[arm], baseline, row["speedup_core"])
             row |= _phase_columns(phases, title, arm)
-            row["phase_pass_slowdown"] = _phase_pass_slowdown(results.requests, title, arm)
+            row["phase_pass_slowdown"] = slowdowns.get((title, arm))
             cell_rows.append(row)
         rows += sorted(cell_rows, key=_fast_first)
     return pd.DataFrame(rows)
@@ -260,7 +260,7 @@ def _identity(own: pd.DataFrame) -> dict[str, Any]:
     return {name: first[name] for name in names} | flags
 
 
-def _counts(own: pd.DataFrame) -> dict[str, Any]:
+def _counts(own: pd.DataFrame, full: pd.DataFrame) -> dict[str, Any]:
     failed = own[own["status"] != "ok"]
     statuses = failed["status"].value_counts()
     verdicts = acceptance.measured(own)["verdict"].value_counts()
@@ -272,12 +272,11 @@ def _counts(own: pd.DataFrame) -> dict[str, Any]:
         "equal": int(verdicts.get("equal", 0)),
         "near_tie": int(verdicts.get("near-tie", 0)),
         "wrong": int(verdicts.get("WRONG", 0)),
-        "partial_batches_left_out": own["batch_id"].nunique() - _full_batches(own)["batch_id"].nunique(),
+        "partial_batches_left_out": own["batch_id"].nunique() - full["batch_id"].nunique(),
     }
 
 
 def _rates(own: pd.DataFrame) -> dict[str, Any]:
-    own = _full_batches(own)
     functions = (
         throughput.decode_tokens_per_s, throughput.e2e_tokens_per_s, throughput.batch_tokens_per_s,
         throughput.full_batch_tokens_per_s, throughput.occupancy, throughput.ttft_s, throughput.tpot_s,
@@ -315,7 +314,6 @@ def _speeds(own: pd.DataFrame, baseline: pd.DataFrame | None, floor: float | Non
     )
     if baseline is None:
         return dict.fromkeys(names) | {"noise_floor": floor}
-    own, baseline = _full_batches(own), _full_batches(baseline)
     found = speedup(baseline, own)
     interval = None if own["arm"].iloc[0] == BASELINE else found.interval
     return {
@@ -347,14 +345,12 @@ def resolution(found: Speedup, floor: float | None) -> str | None:
     return NOT_RESOLVED if found.interval.low <= 1 <= found.interval.high else RESOLVED
 
 
-def _against_fastest(
-    own: pd.DataFrame, baseline: pd.DataFrame | None, speedup_core: float | None
-) -> dict[str, Any]:
+def _against_fastest(own: pd.DataFrame, baseline: pd.DataFrame | None, speedup_core: float | None) -> dict[str, Any]:
     """Speed-up over the fastest autoregressive path at hand, which often is the core's own."""
     if baseline is None:
         return {"speedup": None, "fastest_autoregressive": None}
     name = str(baseline["arm"].iloc[0])
-    ratio = speedup_core if name == BASELINE else speedup(_full_batches(baseline), _full_batches(own)).ratio
+    ratio = speedup_core if name == BASELINE else speedup(baseline, own).ratio
     return {"speedup": ratio, "fastest_autoregressive": name}
 
 
@@ -365,17 +361,20 @@ def _phase_columns(phases: pd.DataFrame, title: str, arm: str) -> dict[str, Any]
     return {name: float(phases.loc[(title, arm), name]) for name in names}
 
 
-def _phase_pass_slowdown(requests: pd.DataFrame, title: str, arm: str) -> float | None:
-    """How much longer a token took in the phase pass than in the headline pass, a fraction."""
-    own = requests[(requests["title"] == title) & (requests["arm"] == arm)]
-    ratio = speedup(own[own["pass"] == "headline"], own[own["pass"] == "phase"]).ratio
-    return 1 / ratio - 1 if ratio else None
+def _phase_pass_slowdowns(requests: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """By cell and arm how much longer a token took in the phase pass than in the headline pass, a fraction."""
+    found = {}
+    for (title, arm), own in requests.groupby(["title", "arm"], sort=False):
+        ratio = speedup(own[own["pass"] == "headline"], own[own["pass"] == "phase"]).ratio
+        if ratio is not None:
+            found[str(title), str(arm)] = 1 / ratio - 1
+    return found
 
 
 def _noise_floor(arms: Mapping[str, pd.DataFrame]) -> float | None:
     if BASELINE not in arms or TWIN not in arms:
         return None
-    return twin_noise_floor(_full_batches(arms[BASELINE]), _full_batches(arms[TWIN]))
+    return twin_noise_floor(arms[BASELINE], arms[TWIN])
 
 
 def _fastest_autoregressive(runs: pd.DataFrame) -> dict[str, str]:

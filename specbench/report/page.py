@@ -65,8 +65,8 @@ figure { margin: .6rem 0 0; } figure img { max-width: 100%; height: auto; displa
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td.number { text-align: right; white-space: nowrap; }
-td:first-child { overflow-wrap: anywhere; min-width: 9rem; }
+th.number, td.number { text-align: right; white-space: nowrap; }
+td:nth-child(-n+2) { overflow-wrap: anywhere; min-width: 8rem; }
 th { background: var(--soft); white-space: nowrap; }
 .sortable th { cursor: pointer; } .sortable th[aria-sort=ascending]::after { content: " \\2191"; }
 .sortable th[aria-sort=descending]::after { content: " \\2193"; }
@@ -126,13 +126,13 @@ def _facts(results: Results) -> str:
     parts = [
         f"target {_listed(rows['target'])}",
         f"{_listed(rows['dtype'])} on {_listed(rows['device'])}",
-        f"{_listed(rows['threads'])} CPU threads",
-        f"{rows['prompt_id'].nunique()} prompts from {_listed(rows['dataset'].dropna()) or 'an unnamed source'}",
-        f"up to {_listed(rows['max_new_tokens'])} new tokens",
-        f"{rows['repeat'].nunique()} repeats",
-        f"{rows['process'].nunique()} process(es)",
+        f"CPU threads: {_listed(rows['threads'])}",
+        f"prompts: {rows['prompt_id'].nunique()} from {_listed(rows['dataset'].fillna('an unnamed source'))}",
+        f"new tokens: up to {_listed(rows['max_new_tokens'])}",
+        f"repeats: {rows['repeat'].nunique()}",
+        f"processes: {rows['process'].nunique()}",
     ]
-    return ", ".join(parts) + "."
+    return "; ".join(parts) + "."
 
 
 def _listed(values: pd.Series) -> str:
@@ -149,7 +149,8 @@ def _warning_box(sentences: list[str]) -> str:
 def _finding_parts(results: Results, frames: Frames) -> list[str]:
     parts = []
     for title, sentences in findings(results, frames):
-        parts.append(f"<h3>{html.escape(title)}</h3><p>{html.escape(' '.join(sentences))}</p>")
+        first, rest = html.escape(sentences[0]), html.escape(" ".join(sentences[1:]))
+        parts.append(f"<h3>{html.escape(title)}</h3><p><b>{first}</b> {rest}</p>")
     scope = "Intervals speak of prompts like these on this machine"
     if results.requests["process"].nunique() < 2:
         scope += "; they come from one process and exclude run-to-run variation"
@@ -174,8 +175,7 @@ def _data_uri(svg: bytes) -> str:
 def _legend() -> str:
     columns: dict[str, Shown] = {column.heading: column for column in (*COLUMNS, *MORE_COLUMNS)}
     items = "".join(
-        f"<li><b>{html.escape(heading)}</b>: {html.escape(column.meaning)}</li>"
-        for heading, column in columns.items()
+        f"<li><b>{html.escape(heading)}</b>: {html.escape(column.meaning)}</li>" for heading, column in columns.items()
     )
     return f"<details><summary>What the columns mean</summary><ul>{items}</ul></details>"
 
@@ -189,11 +189,10 @@ def _provenance(results: Results) -> list[str]:
             "run": run["run_id"], "started": run["started_at"], "status": run["status"],
             "commit": f"{run['git_sha'] or 'unknown'}{' with changes' if run['git_dirty'] else ''}",
             "command": _command(run["argv"]), "device": run["device"], "CPU threads": run["threads"],
-            "seed": run["seed"], "schema / measurement": f"{run['schema_version']} / {run['measurement_version']}",
+            "seed": run["seed"], "schema version": run["schema_version"],
+            "measurement version": run["measurement_version"],
         }  # fmt: skip
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
-        )
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
         parts.append(f'<div class="scroll"><table>{rows}</table></div>')
         for name in ("machine", "versions", "experiment", "notes"):
             text = html.escape(_pretty(run[name]))

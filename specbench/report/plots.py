@@ -99,9 +99,7 @@ def speedup(frames: Frames, style: Look) -> Figure:
         return _nothing("There is no arm beside the baseline.")
     figure, panels = _panels(_titles(summary), rows_inches=0.5 * len(arms) + 0.5, width=3.4, share="y")
     for title, axes in panels.items():
-        _speedup_panel(
-            axes, (summary[summary["title"] == title], _cell(frames.batches, title)), (arms, style)
-        )
+        _speedup_panel(axes, (summary[summary["title"] == title], _cell(frames.batches, title)), (arms, style))
     _name_arms(panels, summary, arms)
     _edge_labels(panels, f"speed-up over autoregressive ({TIMES})")
     _share_x_limits(panels, include=1.0)
@@ -115,15 +113,11 @@ def speedup(frames: Frames, style: Look) -> Figure:
     return figure
 
 
-def _speedup_panel(
-    axes: Axes, data: tuple[pd.DataFrame, pd.DataFrame], shown: tuple[list[str], Look]
-) -> None:
+def _speedup_panel(axes: Axes, data: tuple[pd.DataFrame, pd.DataFrame], shown: tuple[list[str], Look]) -> None:
     (cell, batches), (arms, style) = data, shown
     floor = cell["noise_floor"].dropna()
     if len(floor):
-        axes.axvspan(
-            math.exp(-floor.iloc[0]), math.exp(floor.iloc[0]), color=style.quiet, alpha=0.3, linewidth=0
-        )
+        axes.axvspan(math.exp(-floor.iloc[0]), math.exp(floor.iloc[0]), color=style.quiet, alpha=0.3, linewidth=0)
     axes.axvline(1.0, color=style.quiet, linewidth=1)
     axes.grid(visible=False, axis="y")
     for row in cell.to_dict("records"):
@@ -162,6 +156,7 @@ def tokens_against_efficiency(frames: Frames, style: Look) -> Figure:
     top = 1.12 * frames.batches["decode_tokens_per_s"].max()
     for title, axes in panels.items():
         axes.set(xlim=(0, right), ylim=(0, top))
+        axes.set_title(title, pad=18)  # room for the labels of the rays
         _rays(axes, (right, top), style)
         batches = _cell(frames.batches, title)
         for row in _cell(summary, title).to_dict("records"):
@@ -187,9 +182,7 @@ def _rays(axes: Axes, corner: tuple[float, float], style: Look) -> None:
         end = (min(right, top / slope), min(top, right * slope))
         axes.plot([0, end[0]], [0, end[1]], color=style.quiet, linewidth=0.7, alpha=0.5, zorder=0)
         leaves_above = end[1] >= top
-        place: dict[str, Any] = (
-            {"ha": "center", "va": "bottom"} if leaves_above else {"ha": "left", "va": "center"}
-        )
+        place: dict[str, Any] = {"ha": "center", "va": "bottom"} if leaves_above else {"ha": "left", "va": "center"}
         offset = (0, 2) if leaves_above else (3, 0)
         axes.annotate(f"{step_ms:g} ms", end, offset, textcoords="offset points", color=style.quiet,
         fontsize=7.5,
@@ -209,17 +202,13 @@ def step_time(frames: Frames, style: Look) -> Figure:
     if phases.empty:
         return _nothing("No phase pass was recorded.")
     arms = [arm for arm in _ordered_arms(frames.summary) if arm in set(phases["arm"]) and arm != TWIN]
-    figure, panels = _panels(
-        _titles(frames.summary), rows_inches=0.42 * len(arms) + 0.5, width=3.4, share="y"
-    )
+    figure, panels = _panels(_titles(frames.summary), rows_inches=0.42 * len(arms) + 0.5, width=3.4, share="y")
     for title, axes in panels.items():
         cell = _cell(phases, title).set_index("arm").reindex(arms)
         left = np.zeros(len(arms))
         for phase in PHASES:
             widths = cell[f"{phase}_ms"].fillna(0.0).to_numpy()
-            axes.barh(
-                range(len(arms)), widths, left=left, height=0.62, color=_PHASE_COLOURS[phase], label=phase
-            )
+            axes.barh(range(len(arms)), widths, left=left, height=0.62, color=_PHASE_COLOURS[phase], label=phase)
             left += widths
         axes.grid(visible=False, axis="y")
         _bar_totals(axes, cell, style)
@@ -236,9 +225,7 @@ def _bar_totals(axes: Axes, cell: pd.DataFrame, style: Look) -> None:
         text = "no steps"
         if pd.notna(row["step_ms"]):
             text = f"{row['step_ms']:.1f} ms, {row['tokens_per_step']:.2f} tok"
-        axes.text(
-            1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=style.quiet
-        )
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=style.quiet)
 
 
 def acceptance(frames: Frames, style: Look) -> Figure:
@@ -343,7 +330,7 @@ def _name_arms(panels: dict[str, Axes], summary: pd.DataFrame, arms: list[str]) 
         flags = [" (simulated)"] if own["simulated"].any() else []
         flags += [" (lossy)"] if not own["lossless"].all() else []
         notes[str(arm)] = "".join(flags)
-    labels = ["\n".join(textwrap.wrap(arm + notes.get(arm, ""), 30)) for arm in arms]
+    labels = ["\n".join(textwrap.wrap(arm + notes.get(arm, ""), 30, break_on_hyphens=False)) for arm in arms]
     for axes in panels.values():
         axes.set_yticks(range(len(arms)), labels)
         axes.set_ylim(len(arms) - 0.4, -0.6)
@@ -375,11 +362,8 @@ def _share_x_limits(panels: dict[str, Axes], *, include: float) -> None:
 
 def _arm_legend(figure: Figure, arms: list[str], style: Look) -> None:
     handles = [
-        Line2D([], [], linestyle="", marker=style.markers[arm], color=style.colours[arm], label=arm)
-        for arm in arms
+        Line2D([], [], linestyle="", marker=style.markers[arm], color=style.colours[arm], label=arm) for arm in arms
     ]
     longest = max(len(arm) for arm in arms)
     width = figure.get_figwidth()
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=max(1, int(width / (0.075 * longest + 0.5)))
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, int(width / (0.075 * longest + 0.5))))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from specbench.report.metrics import BASELINE, NOT_RESOLVED, RESOLVED, TWIN
 
@@ -152,13 +153,13 @@ def terminal(summary: pd.DataFrame) -> list[Table]:
     shown = [column for column in COLUMNS if column.heading != "status" or (summary["status"] != "ok").any()]
     tables = []
     for title, cell in summary.groupby("title", sort=False):
-        table = Table(title=str(title), title_justify="left", title_style="bold", header_style="bold")
+        table = Table(title=Text(str(title)), title_justify="left", title_style="bold", header_style="bold")
         for column in shown:
             left = column.heading in {"arm", "text", "status"}
             table.add_column(column.heading, justify="left" if left else "right", overflow="fold")
         for row in cell.to_dict("records"):
             style = "dim" if row["arm"] in {BASELINE, TWIN} else None
-            table.add_row(*(column.text(row) for column in shown), style=style)
+            table.add_row(*(Text(column.text(row)) for column in shown), style=style)
         tables.append(table)
     return tables
 
@@ -168,9 +169,7 @@ def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str
     parts = []
     for title, cell in summary.groupby("title", sort=False):
         lines = [f"### {title}\n", _line(column.heading for column in columns), _line("---" for _ in columns)]
-        texts = (
-            [column.text(row).replace("|", "\\|") for column in columns] for row in cell.to_dict("records")
-        )
+        texts = ([column.text(row).replace("|", "\\|") for column in columns] for row in cell.to_dict("records"))
         lines += map(_line, texts)
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
@@ -185,10 +184,16 @@ def as_html(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:
     many = len(summary["title"].unique()) > 1
     cell = Shown("cell", "what the compared arms share", **_plain("title", str))
     shown = (cell, *columns) if many else columns
-    head = "".join(f'<th title="{html.escape(c.meaning)}">{html.escape(c.heading)}</th>' for c in shown)
-    lines = [_html_row(row, shown) for row in summary.to_dict("records")]
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll"><table class="sortable">{body}</table></div>'
+    rows = summary.to_dict("records")
+    head = "".join(_html_head(column, rows) for column in shown)
+    body = "".join(_html_row(row, shown) for row in rows)
+    table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _html_head(column: Shown, rows: list[Any]) -> str:
+    kind = _kind(column, rows)
+    return f'<th{kind} title="{html.escape(column.meaning)}">{html.escape(column.heading)}</th>'
 
 
 def _html_row(row: Row, columns: tuple[Shown, ...]) -> str:
@@ -196,10 +201,14 @@ def _html_row(row: Row, columns: tuple[Shown, ...]) -> str:
     for column in columns:
         value = column.value(row)
         key = "" if _absent(value) else html.escape(str(value), quote=True)
-        kind = "" if isinstance(value, str) else ' class="number"'
-        cells.append(f'<td{kind} data-key="{key}">{html.escape(column.text(row))}</td>')
+        cells.append(f'<td{_kind(column, [row])} data-key="{key}">{html.escape(column.text(row))}</td>')
     quiet = ' class="quiet"' if row["arm"] in {BASELINE, TWIN} else ""
     return f"<tr{quiet}>{''.join(cells)}</tr>"
+
+
+def _kind(column: Shown, rows: list[Any]) -> str:
+    """Numbers stand at the right, their heading too."""
+    return "" if any(isinstance(column.value(row), str) for row in rows) else ' class="number"'
 
 
 def csv(frame: pd.DataFrame) -> str:

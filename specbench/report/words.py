@@ -30,10 +30,7 @@ Row = Mapping[Any, Any]
 
 def findings(results: Results, frames: Frames) -> list[tuple[str, list[str]]]:
     """Per cell its title and two to four sentences: the fastest arm, the next, the text, the time."""
-    return [
-        (str(title), _cell_findings(results, cell))
-        for title, cell in frames.summary.groupby("title", sort=False)
-    ]
+    return [(str(title), _cell_findings(results, cell)) for title, cell in frames.summary.groupby("title", sort=False)]
 
 
 def _cell_findings(results: Results, cell: pd.DataFrame) -> list[str]:
@@ -49,9 +46,7 @@ def _cell_findings(results: Results, cell: pd.DataFrame) -> list[str]:
     sentences += [_text(best)] if best["speedup_core"] > 1 else []
     sentences += [_time(best)] if pd.notna(best["draft_ms"]) else []
     unfair = [row for row in rows if not _is_fair(row) and row["speedup_core"] > best["speedup_core"]]
-    sentences += [
-        f"{row['arm']} shows {_times(row['speedup_core'])} but {_why_unfair(row)}." for row in unfair
-    ]
+    sentences += [f"{row['arm']} shows {_times(row['speedup_core'])} but {_why_unfair(row)}." for row in unfair]
     return sentences
 
 
@@ -103,9 +98,7 @@ def _next(results: Results, best: Row, second: Row) -> str:
         return f"Next is {second['arm']} with {_times(second['speedup_core'])}."
     floor = None if pd.isna(best["noise_floor"]) else float(best["noise_floor"])
     verdict = resolution(found, floor)
-    bounds = (
-        f", 95 % interval {found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else ""
-    )
+    bounds = f", 95 % interval {found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else ""
     return (
         f"Next is {second['arm']} with {_times(second['speedup_core'])}; against it the fastest is "
         f"{_times(found.ratio)} as fast ({verdict}{bounds})."
@@ -115,12 +108,12 @@ def _next(results: Results, best: Row, second: Row) -> str:
 def _text(row: Row) -> str:
     checked = row["equal"] + row["near_tie"] + row["wrong"]
     if not checked:
-        return "Its text was not compared with the target's own token by token."
+        return "The fastest arm's text was not compared with the target's own token by token."
     if row["equal"] == checked:
-        return f"Its text is the target's own in all {checked} requests."
+        return f"The fastest arm's text is the target's own in all {checked} requests."
     return (
-        f"Its text is the target's own in {row['equal']} of {checked} requests; the other {row['near_tie']} "
-        "differ from a near tie on, which rounding decides."
+        f"The fastest arm's text is the target's own in {row['equal']} of {checked} requests; the other "
+        f"{row['near_tie']} differ from a near tie on, which rounding decides."
     )
 
 
@@ -128,7 +121,7 @@ def _time(row: Row) -> str:
     total = sum(row[f"{phase}_ms"] for phase in PHASES)
     shares = [(phase, row[f"{phase}_ms"] / total) for phase in PHASES]
     listed = ", ".join(f"{100 * share:.0f} % {phase}" for phase, share in shares if share >= 0.005)
-    return f"Its step takes {total:.1f} ms for {row['block_efficiency']:.2f} tokens: {listed}."
+    return f"A step of {row['arm']} takes {total:.1f} ms for {row['block_efficiency']:.2f} tokens: {listed}."
 
 
 def _times(value: float) -> str:
@@ -161,29 +154,41 @@ def _wrong_text(summary: pd.DataFrame) -> list[str]:
 
 def _looping_text(summary: pd.DataFrame) -> list[str]:
     looping = summary[(summary["arm"] == BASELINE) & (summary["repeat_ngram_share"] > LOOPING)]
+    if looping.empty:
+        return []
+    worst = 100 * looping["repeat_ngram_share"].max()
     return [
-        f"{row['title']}: the target's own text loops ({100 * row['repeat_ngram_share']:.0f} % of its "
-        "4-grams occurred before). Loops are easy to draft, so every speed-up here flatters; try other prompts or a "
+        f"The target's own text loops ({_cells(looping, summary)}): up to {worst:.0f} % of its 4-grams "
+        "occurred before. Loops are easy to draft, so speed-ups there flatter; try other prompts or a "
         "temperature."
-        for row in looping.to_dict("records")
     ]
 
 
 def _failures(summary: pd.DataFrame) -> list[str]:
     failed = summary[summary["failed"] > 0]
+    reasons = failed["reason"].fillna("no reason given")
     return [
-        f"{row['arm']} ({row['title']}): {row['failed']} of {row['requests']} requests have no numbers "
-        f"({row['status']}): {row['reason'] or 'no reason given'}."
-        for row in failed.to_dict("records")
+        f"{arm} ({_cells(rows, summary)}): {rows['failed'].sum()} of {rows['requests'].sum()} requests "
+        f"have no numbers ({_statuses(rows)}): {reason.rstrip('.')}."
+        for (arm, reason), rows in failed.groupby(["arm", reasons], sort=False)
     ]
+
+
+def _statuses(rows: pd.DataFrame) -> str:
+    return ", ".join(sorted({part.split()[0] for text in rows["status"] for part in text.split(", ")}))
+
+
+def _cells(rows: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """The cells of some rows, or that they are all."""
+    titles = [str(title) for title in rows["title"].unique()]
+    everywhere = len(titles) == len(summary["title"].unique()) and len(titles) > 1
+    return "everywhere" if everywhere else "; ".join(titles)
 
 
 def _incomplete(results: Results, summary: pd.DataFrame) -> list[str]:
     sentences = []
     if missing := missing_blocks(results):
-        sentences.append(
-            f"The run is not complete: {missing} blocks are missing. Start it again to fill them in."
-        )
+        sentences.append(f"The run is not complete: {missing} blocks are missing. Start it again to fill them in.")
     if BASELINE not in set(summary["arm"]):
         sentences.append("There is no autoregressive arm, so no speed-up can be given.")
     if summary["partial_batches_left_out"].any():

@@ -105,12 +105,8 @@ class _Batch:
     def __init__(self, plan, arm, place, pass_, drift):
         self.plan, self.arm, self.pass_, self.drift = plan, arm, pass_, drift
         self.batch_size, self.temperature, self.repeat, self.block = place
-        self.batch_id = (
-            f"{arm.name}/b{self.batch_size}/t{self.temperature}/{self.block}/{self.repeat}/{pass_}"
-        )
-        self.prompts = range(
-            self.block * self.batch_size, min((self.block + 1) * self.batch_size, plan.prompts)
-        )
+        self.batch_id = f"{arm.name}/b{self.batch_size}/t{self.temperature}/{self.block}/{self.repeat}/{pass_}"
+        self.prompts = range(self.block * self.batch_size, min((self.block + 1) * self.batch_size, plan.prompts))
 
     def draw(self, position, rng):
         failed = self.arm.status != "ok" and self.batch_size >= self.arm.fails_from_batch
@@ -140,9 +136,7 @@ class _Batch:
         rows = []
         for slot, text in enumerate(texts):
             times = {"prefill_s": prefill_s, "ttft_s": prefill_s, "decode_s": float(ends[-1])}
-            rows.append(
-                self.row(slot, position, {**text, **times, "row_done_s": float(ends[text["steps"] - 1])})
-            )
+            rows.append(self.row(slot, position, {**text, **times, "row_done_s": float(ends[text["steps"] - 1])}))
         steps = self.steps(phases, step_s, texts) if self.pass_ == "phase" else []
         return rows, steps
 

@@ -1,0 +1,225 @@
+"""A cell made ready: everything that decides its rows, known before a weight is loaded or a file is written."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+
+from specbench.bench.prompts import Prompt, PromptSet, load_prompts
+from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticAcceptance, SyntheticRule
+from specbench.decode.acceptance import Rule, Synthetic, rule_for
+from specbench.decode.loop import Decoding, Requests
+from specbench.errors import ConfigError, SpecbenchError
+from specbench.grid import Arm, Cell, Plan, trial_id
+from specbench.models.loader import Placement, attention_of, placement
+from specbench.models.source import Source, check_same_token_map, locate
+from specbench.models.zoo import ZOO
+
+MEASUREMENT_VERSION = 1
+"""Raised whenever the protocol changes so that old numbers must not stand beside new ones."""
+
+# No draft is deeper, so that conditional acceptance rates need not be known any further.
+_DEEPEST = 128
+
+
+@dataclass(frozen=True)
+class Block:
+    """One batch of prompts, the unit of resume and of every interval."""
+
+    index: int
+    prompts: list[Prompt]
+
+    @property
+    def requests(self) -> Requests:
+        """The batch as the loop takes it."""
+        return Requests([prompt.ids for prompt in self.prompts], [prompt.key for prompt in self.prompts])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.ids) for prompt in self.prompts)
+
+
+@dataclass(frozen=True)
+class ReadyCell:
+    """A cell whose models, prompts and trials are known.
+
+    Attributes:
+        cell: The cell; ``auto`` in its machine settings is resolved.
+        where: Where its models go.
+        target: The target's files.
+        drafts: For every arm by name, the models that its options name.
+        prompts: The prompts.
+        decoding: How its arms decode.
+        trial_ids: Of every arm, by its name.
+    """
+
+    cell: Cell
+    where: Placement
+    target: Source
+    drafts: dict[str, list[Source]]
+    prompts: PromptSet
+    decoding: Decoding
+    trial_ids: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """What the rows call the cell: readable, and another one as soon as any of its trials changes."""
+        decode = self.cell.decode
+        digest = hashlib.sha256(" ".join(self.trial_ids.values()).encode()).hexdigest()[:6]
+        rule = "" if decode.rule == "auto" else f", {decode.rule_name}"
+        return (
+            f"{self.cell.target.name}, {self.prompts.dataset}, T={decode.temperature:g}{rule}, "
+            f"batch {decode.batch_size} #{digest}"
+        )
+
+    @property
+    def target_sha(self) -> str:
+        """Hash of the target's weights and tokenizer."""
+        return hashlib.sha256(f"{self.target.weights_sha} {self.target.tokenizer_sha}".encode()).hexdigest()[:16]
+
+    def blocks(self, limit: int | None = None) -> list[Block]:
+        """The prompts in batches, the last one partial where it does not come out even.
+
+        Args:
+            limit: Only the first blocks that hold this many prompts.
+        """
+        size, prompts = self.cell.decode.batch_size, self.prompts.prompts
+        wanted = prompts if limit is None else prompts[:limit]
+        return [Block(start // size, prompts[start : start + size]) for start in range(0, len(wanted), size)]
+
+    def block_key(self, block: Block, repeat: int) -> str:
+        """Names the block's rows in the store; a change in any of its arms makes it another block."""
+        digest = hashlib.sha256("\n".join(self.trial_ids.values()).encode()).hexdigest()[:16]
+        return f"{self.cell.target.name} b{self.cell.decode.batch_size} block{block.index} repeat{repeat} {digest}"
+
+    def order(self, block: Block, repeat: int) -> list[Arm]:
+        """The arms in the order in which they run on a block: shuffled, and the same again after a resume."""
+        arms = list(self.cell.arms)
+        random.Random(f"{self.cell.decode.seed} {self.name} {repeat} {block.index}").shuffle(arms)
+        return arms
+
+
+def ready(plan: Plan, zoo: Path = ZOO) -> list[ReadyCell]:
+    """Find every model, check every draft against its target, read and tokenise every prompt.
+
+    Raises:
+        ConfigError: One line for each thing that is missing or does not fit; nothing was run.
+    """
+    sources: dict[str, Source] = {}
+    faults: list[str] = []
+    cells: list[ReadyCell] = []
+    for cell in plan.cells:
+        try:
+            cells.append(_ready_cell(cell, sources, zoo, faults))
+        except SpecbenchError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(_grouped(faults)))
+    return cells
+
+
+def _ready_cell(cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[str]) -> ReadyCell:
+    where = _noting(faults, cell.machine)
+    target = _source(cell.target.model, sources, zoo)
+    drafts = {arm.name: [_source(name, sources, zoo) for name in model_names(arm)] for arm in cell.arms}
+    for models in drafts.values():
+        for draft in models:
+            check_same_token_map(target, draft)
+    prompts = load_prompts(
+        cell.prompts,
+        target,
+        max_new_tokens=cell.decode.max_new_tokens,
+        chat_template_kwargs=cell.decode.chat_template_kwargs,
+    )
+    resolved = replace(cell, machine=resolved_machine(cell.machine, where, target))
+    trials = {
+        arm.name: trial_id(
+            resolved,
+            arm,
+            weights_sha=" ".join(source.weights_sha for source in (target, *drafts[arm.name])),
+            tokenizer_sha=target.tokenizer_sha,
+            prompts_sha=prompts.sha,
+            measurement_version=MEASUREMENT_VERSION,
+        )
+        for arm in cell.arms
+    }
+    return ReadyCell(resolved, where, target, drafts, prompts, decoding_of(cell.decode, target), trials)
+
+
+def _noting(faults: list[str], machine: MachineSettings) -> Placement:
+    """The placement; where it is missing, note that and look for further faults as if on a CPU."""
+    try:
+        return placement(machine)
+    except SpecbenchError as error:
+        faults.append(str(error))
+        return placement(machine.model_copy(update={"device": "cpu"}))
+
+
+def _source(reference: str | RandomModel, sources: dict[str, Source], zoo: Path) -> Source:
+    key = repr(reference)
+    if key not in sources:
+        sources[key] = locate(reference, zoo)
+    return sources[key]
+
+
+def model_names(arm: Arm) -> list[str]:
+    """The models that an arm's options name."""
+    return [arm.options[option] for option in arm.model_options if arm.options.get(option) is not None]
+
+
+def resolved_machine(machine: MachineSettings, where: Placement, target: Source) -> MachineSettings:
+    """The settings with every ``auto`` replaced by what it stands for here."""
+    return machine.model_copy(
+        update={
+            "device": str(where.device),
+            "dtype": where.dtype_name,
+            "attention": attention_of(target, where.attention),
+        }
+    )
+
+
+def _grouped(faults: Iterable[str]) -> Iterator[str]:
+    """Each fault once; models that fail for one reason share a line."""
+    by_reason: dict[str, list[str]] = {}
+    for fault in faults:
+        name, colon, reason = fault.partition(": ")
+        subject, reason = (name, reason) if colon else ("", fault)
+        if subject not in by_reason.setdefault(reason, []):
+            by_reason[reason].append(subject)
+    for reason, names in by_reason.items():
+        subject = ", ".join(filter(None, names))
+        yield f"{subject}: {reason}" if subject else reason
+
+
+def decoding_of(decode: DecodeSettings, target: Source) -> Decoding:
+    """The settings as the loop takes them. Simulated acceptance ignores EOS, since its text means nothing."""
+    rule = rule_of(decode)
+    return Decoding(
+        max_new_tokens=decode.max_new_tokens,
+        min_new_tokens=decode.min_new_tokens,
+        temperature=decode.temperature,
+        top_k=decode.top_k or None,
+        top_p=None if decode.top_p == 1 else decode.top_p,
+        rule=rule,
+        seed=decode.seed,
+        eos_ids=() if decode.ignore_eos or rule.simulated else target.eos_ids,
+    )
+
+
+def rule_of(decode: DecodeSettings) -> Rule:
+    """The acceptance rule of the settings."""
+    if isinstance(decode.rule, SyntheticRule):
+        return _synthetic(decode.rule.synthetic)
+    return rule_for(decode.rule, decode.temperature)
+
+
+def _synthetic(settings: SyntheticAcceptance) -> Synthetic:
+    """Rates are conditional in an experiment, and the last one holds beyond; the rule wants marginal ones."""
+    if settings.rates is None:
+        return Synthetic(mean_length=settings.mean_length, trace=settings.trace)
+    conditional = [*settings.rates, *[settings.rates[-1]] * _DEEPEST][:_DEEPEST]
+    return Synthetic(rates=tuple(accumulate(conditional, mul)))

@@ -1,0 +1,179 @@
+"""What a plan would run, without loading a weight or a prompt: trials, memory, and a rough time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from specbench.analysis.intervals import MIN_UNITS
+from specbench.bench.cells import model_names
+from specbench.bench.progress import duration
+from specbench.bench.prompts import STDLIB_MAX_TOKENS
+from specbench.config import RandomModel
+from specbench.errors import SpecbenchError
+from specbench.grid import Cell, Plan
+from specbench.models.loader import Placement, placement
+from specbench.models.shapes import shape_of_hub_id
+from specbench.models.source import Source, locate
+from specbench.models.zoo import ZOO
+
+# What a machine reads per second when a step is bound by reading weights; a guess within a factor of three.
+_CPU_BYTES_PER_S = 5e9
+_GPU_BYTES_PER_S = 1.5e12
+# Where the experiment does not cut prompts, a conversation's first turn is about this long.
+_TYPICAL_PROMPT_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model weighs, in bytes: all of it, and what one token of one row adds to its cache."""
+
+    weights: int
+    kv_per_token: int
+
+
+def size_of(source: Source, dtype: torch.dtype) -> Size:
+    """From its configuration alone."""
+    config = source.config.get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    values = 2 * config.num_hidden_layers * kv_heads * head_dim
+    return Size(source.parameters * dtype.itemsize, values * dtype.itemsize)
+
+
+def dry_run(
+    plan: Plan,
+    *,
+    limit: int | None = None,
+    rehearse: bool = False,
+    console: Console | None = None,
+    zoo: Path = ZOO,
+) -> None:
+    """Print what ``run`` would do.
+
+    Args:
+        plan: What would run.
+        limit: As in ``run``.
+        rehearse: Whether the plan is a rehearsal.
+        console: Where to print.
+        zoo: Where the embedded family lies.
+    """
+    console = console or Console()
+    title = f"{plan.experiment_name}{' (rehearsal)' if rehearse else ''}"
+    table = Table(title=title, title_justify="left")
+    for name, justify in _COLUMNS.items():
+        table.add_column(name, justify="right" if justify else "left", overflow="fold")
+    estimates = [_estimate(cell, plan, limit, zoo) for cell in plan.cells]
+    for cell, estimate in zip(plan.cells, estimates, strict=True):
+        table.add_row(*_words(cell, plan, estimate))
+    console.print(table)
+    for cell in plan.cells[:1]:
+        console.print("arms: " + ", ".join(arm.name for arm in cell.arms), highlight=False, markup=False)
+    for line in _totals(plan, estimates):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+_COLUMNS = {
+    "target": False, "prompts": False, "T": True, "batch": True, "arms": True, "blocks": True, "batches": True,
+    "weights + KV": True, "rough time": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Of one cell; bytes and seconds are None where a model is out of reach."""
+
+    prompts: int
+    blocks: int
+    batches: int
+    total_bytes: int | None
+    seconds: float | None
+    problems: tuple[str, ...] = ()
+
+
+def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate:
+    size = cell.decode.batch_size
+    prompts = min(cell.prompts.count, -(-limit // size) * size) if limit else cell.prompts.count
+    blocks = -(-prompts // size)
+    passes = 2 if plan.measure.phase_pass else 1
+    runs = blocks * plan.measure.repeats * passes + plan.measure.warmup
+    batches = runs * len(cell.arms)
+    problems: list[str] = []
+    where = _where(cell, problems)
+    target = _size(cell.target.model, where, zoo, problems)
+    drafts = {name: _size(name, where, zoo, problems) for arm in cell.arms for name in model_names(arm)}
+    if target is None or None in drafts.values():
+        return _Estimate(prompts, blocks, batches, None, None, tuple(problems))
+    prompt_tokens = cell.prompts.max_prompt_tokens or (
+        STDLIB_MAX_TOKENS if cell.prompts.source == "stdlib" else _TYPICAL_PROMPT_TOKENS
+    )
+    tokens = size * (prompt_tokens + cell.decode.max_new_tokens)
+    models = [target, *(draft for draft in drafts.values() if draft is not None)]
+    memory = sum(model.weights + tokens * model.kv_per_token for model in models)
+    rate = _GPU_BYTES_PER_S if where.device.type == "cuda" else _CPU_BYTES_PER_S
+    step_s = (target.weights + tokens * target.kv_per_token) / rate
+    return _Estimate(prompts, blocks, batches, memory, batches * cell.decode.max_new_tokens * step_s, tuple(problems))
+
+
+def _where(cell: Cell, problems: list[str]) -> Placement:
+    """Where models would go; where that is missing, the estimate is of such a machine all the same."""
+    try:
+        return placement(cell.machine)
+    except SpecbenchError as error:
+        problems.append(str(error))
+        known = placement(cell.machine.model_copy(update={"device": "cpu"}))
+        dtype = torch.bfloat16 if cell.machine.dtype == "auto" else known.dtype
+        return Placement(torch.device("cuda"), dtype, known.attention)
+
+
+def _size(model: str | RandomModel, where: Placement, zoo: Path, problems: list[str]) -> Size | None:
+    shape = shape_of_hub_id(model) if isinstance(model, str) else None
+    try:
+        source = Source(str(model), "random", shape=shape) if shape else locate(model, zoo)
+        return size_of(source, where.dtype)
+    except SpecbenchError as error:
+        problems.append(str(error))
+        return None
+
+
+def _words(cell: Cell, plan: Plan, estimate: _Estimate) -> list[str]:
+    unknown = "unknown"
+    return [
+        cell.target.name,
+        f"{estimate.prompts} x {cell.prompts.source}",
+        f"{cell.decode.temperature:g}",
+        str(cell.decode.batch_size),
+        str(len(cell.arms)),
+        f"{estimate.blocks} x {plan.measure.repeats}",
+        f"{estimate.batches:,}",
+        unknown if estimate.total_bytes is None else _bytes(estimate.total_bytes),
+        unknown if estimate.seconds is None else duration(estimate.seconds),
+    ]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _totals(plan: Plan, estimates: list[_Estimate]) -> list[str]:
+    trials = sum(len(cell.arms) for cell in plan.cells)
+    batches = sum(estimate.batches for estimate in estimates)
+    known = [estimate.seconds for estimate in estimates if estimate.seconds is not None]
+    time = f", roughly {duration(sum(known))} (within a factor of three)" if len(known) == len(estimates) else ""
+    lines = [f"{len(plan.cells)} cells, {trials} trials, {batches:,} batches to decode{time}"]
+    pairs = zip(plan.cells, estimates, strict=True)
+    fewest = min(estimate.prompts // cell.decode.batch_size for cell, estimate in pairs)
+    interval = (
+        f"intervals rest on {fewest} full batches or more"
+        if fewest >= MIN_UNITS
+        else f"cells with fewer than {MIN_UNITS} full batches get no interval (the fewest is {fewest})"
+    )
+    problems = dict.fromkeys(problem for estimate in estimates for problem in estimate.problems)
+    return [*lines, interval, *(f"missing here: {problem}" for problem in problems)]

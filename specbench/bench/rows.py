@@ -1,0 +1,162 @@
+"""Outcomes as rows of the tables in ``specbench.records.schema``; what a report can derive is not computed here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from specbench.bench.arms import Failure, Measured, Outcome, Pass
+from specbench.bench.cells import Block, ReadyCell
+from specbench.bench.lossless import Verdict, repeat_ngram_share
+from specbench.bench.machine import as_json, device_name
+from specbench.decode.trace import RowTrace
+from specbench.grid import Arm
+from specbench.records.schema import blank_row
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a batch stands.
+
+    Attributes:
+        run_id: The run.
+        cell: The cell.
+        block: The batch of prompts.
+        repeat: Which repetition, from 0.
+        arm: What ran.
+        order: The arm's position in the order of its block.
+        which: The pass.
+        attention: The backend that really ran.
+    """
+
+    run_id: str
+    cell: ReadyCell
+    block: Block
+    repeat: int
+    arm: Arm
+    order: int
+    which: Pass
+    attention: str
+
+    @property
+    def trial_id(self) -> str:
+        """The trial that the batch belongs to."""
+        return self.cell.trial_ids[self.arm.name]
+
+    @property
+    def batch_id(self) -> str:
+        """Names the timed generation."""
+        return f"{self.trial_id}-b{self.block.index}-r{self.repeat}-{self.which}-p0"
+
+
+def request_rows(place: Place, outcome: Outcome, verdicts: list[Verdict]) -> list[Row]:
+    """One row a prompt, whether it was measured or not."""
+    shared = _shared(place)
+    rows = []
+    for index, prompt in enumerate(place.block.prompts):
+        row = {
+            **shared,
+            "row": index,
+            "category": prompt.category,
+            "prompt_id": prompt.id,
+            "prompt_tokens": len(prompt.ids),
+        }
+        if isinstance(outcome, Failure):
+            row |= {"status": outcome.status, "reason": outcome.reason}
+        else:
+            row |= {"status": "ok", **_measured(outcome, outcome.trace.rows[index], verdicts[index])}
+        rows.append(row)
+    return rows
+
+
+def _shared(place: Place) -> Row:
+    cell, decode, rule = place.cell, place.cell.cell.decode, place.cell.decoding.rule
+    latency = place.arm.draft_latency_ms
+    return {
+        **blank_row("requests"),
+        "run_id": place.run_id,
+        "trial_id": place.trial_id,
+        "cell": cell.name,
+        "method": place.arm.method,
+        "label": place.arm.label,
+        "arm": place.arm.name,
+        "options": as_json(place.arm.options),
+        "target": cell.cell.target.name,
+        "draft": ", ".join(source.name for source in cell.drafts[place.arm.name]) or None,
+        "dtype": cell.where.dtype_name,
+        "device": device_name(cell.where.device),
+        "threads": cell.cell.machine.threads,
+        "attention": place.attention,
+        "captured_phases": "",
+        "batch_size": decode.batch_size,
+        "batch_id": place.batch_id,
+        "block": place.block.index,
+        "repeat": place.repeat,
+        "order_in_block": place.order,
+        "pass": place.which,
+        "process": 0,
+        "dataset": cell.prompts.dataset,
+        "temperature": decode.temperature,
+        "rule": rule.name,
+        "lossless": rule.lossless,
+        "seed": decode.seed,
+        "max_new_tokens": decode.max_new_tokens,
+        "latency_mode": "measured" if latency is None else "injected",
+        "draft_latency_ms": latency,
+        "simulated_acceptance": rule.simulated,
+        "target_sha": cell.target_sha,
+        "prompts_sha": cell.prompts.sha,
+    }
+
+
+def _measured(outcome: Measured, row: RowTrace, verdict: Verdict) -> Row:
+    return {
+        "captured_phases": ",".join(outcome.trace.captured_phases),
+        "output_ids": row.output_ids,
+        "output_tokens": len(row.output_ids),
+        "finish_reason": row.finish_reason,
+        "overshoot_tokens": row.overshoot_tokens,
+        "steps": row.steps,
+        "drafted_tokens": sum(row.drafted_depth_per_step),
+        "accepted_tokens": sum(row.accepted_per_step),
+        "accepted_per_step": row.accepted_per_step,
+        "drafted_depth_per_step": row.drafted_depth_per_step,
+        "drafted_nodes_per_step": row.drafted_nodes_per_step,
+        "prefill_s": outcome.timing.prefill_s,
+        "ttft_s": outcome.timing.ttft_s,
+        "decode_s": outcome.timing.decode_s,
+        "row_done_s": outcome.timing.row_done_s(row.steps),
+        "repeat_ngram_share": repeat_ngram_share(row.output_ids),
+        "verdict": verdict.word,
+        "first_divergence": verdict.first_divergence,
+        "divergence_gap": verdict.gap,
+    }
+
+
+def step_rows(place: Place, outcome: Outcome) -> list[Row]:
+    """One row a step of a batch of the phase pass; none for a batch that failed."""
+    if isinstance(outcome, Failure):
+        return []
+    trace = outcome.trace
+    return [
+        {
+            "run_id": place.run_id,
+            "trial_id": place.trial_id,
+            "batch_id": place.batch_id,
+            "cell": place.cell.name,
+            "arm": place.arm.name,
+            "method": place.arm.method,
+            "step": index,
+            "draft_s": times.draft_s,
+            "verify_s": times.verify_s,
+            "accept_s": times.accept_s,
+            "update_s": times.update_s,
+            "host_s": times.host_s,
+            "step_s": times.step_s,
+            "syncs": trace.syncs_per_step[index],
+            "nodes": sum(row.drafted_nodes_per_step[index] for row in trace.rows if row.steps > index),
+            "rows_active": sum(row.steps > index for row in trace.rows),
+            "emitted_tokens": sum(row.emitted_per_step[index] for row in trace.rows if row.steps > index),
+        }
+        for index, times in enumerate(outcome.timing.steps)
+    ]

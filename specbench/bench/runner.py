@@ -1,0 +1,470 @@
+"""Runs a plan: blocks of prompts, every arm on each in a shuffled order, rows stored a block at a time.
+
+A block's rows appear together when its last arm has ended. A run that was killed is started again with the same
+command: blocks that are stored are kept, a block that was cut runs again whole.
+"""
+
+import gc
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from specbench import registry
+from specbench.bench import machine, timing
+from specbench.bench.arms import Failure, LiveArm, Measured, MethodClass, Outcome, Pass, failure_of
+from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, ready
+from specbench.bench.dry_run import dry_run
+from specbench.bench.lossless import NOT_APPLICABLE, Verdict, applies, compare
+from specbench.bench.progress import Reporter, reporter
+from specbench.bench.rows import Place, request_rows, step_rows
+from specbench.config import MeasureSettings
+from specbench.decode.sampling import Sampler
+from specbench.decode.target import CachedModel
+from specbench.errors import ConfigError, ResultsError
+from specbench.grid import AUTOREGRESSIVE, Arm, Plan
+from specbench.models.loader import LoadedModel, ModelPool, Placement
+from specbench.models.zoo import ZOO
+from specbench.records.schema import SCHEMA_VERSION
+from specbench.records.store import Store
+
+__all__ = ["RunSummary", "dry_run", "run"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended, in trials (an arm of a cell), counting what was there before as well.
+
+    Attributes:
+        folder: Where the tables are.
+        finished: Trials whose every batch has numbers.
+        failed: Trials with a batch that ran out of memory or time, or raised.
+        unsupported: Trials that cannot run here.
+        skipped: Trials left out because a smaller batch ran out of memory.
+        wrong: Requests whose text is not the target's own although it should be.
+        broke_contract: Whether a method broke the contract.
+        blocks_run: Blocks measured now.
+        blocks_kept: Blocks that were there before.
+    """
+
+    folder: Path
+    finished: int
+    failed: int
+    unsupported: int
+    skipped: int
+    wrong: int = 0
+    broke_contract: bool = False
+    blocks_run: int = 0
+    blocks_kept: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asks of a run, beside the plan.
+
+    Attributes:
+        results: Folder of all results.
+        argv: The command line.
+        experiment_yaml: The experiment as it was understood.
+        limit: Only the first blocks of every cell that hold this many prompts; None for all.
+        rehearse: Whether the plan is a rehearsal; noted, no more.
+        batch_limit_s: Longest time for one batch, in seconds; None for no limit.
+        zoo: Where the embedded family lies.
+        method_class: The class of a method, by its name.
+    """
+
+    results: Path
+    argv: Sequence[str]
+    experiment_yaml: str
+    limit: int | None = None
+    rehearse: bool = False
+    batch_limit_s: float | None = None
+    zoo: Path = ZOO
+    method_class: MethodClass = registry.load
+
+
+def run(
+    plan: Plan,
+    *,
+    results: Path,
+    argv: Sequence[str],
+    experiment_yaml: str,
+    limit: int | None = None,
+    rehearse: bool = False,
+    console: Console | None = None,
+    batch_limit_s: float | None = None,
+    zoo: Path = ZOO,
+    method_class: MethodClass = registry.load,
+) -> RunSummary:
+    """Run a plan to its end, or go on with one that was cut short.
+
+    Args:
+        plan: What to run; a rehearsal is a plan of its own.
+        results: Folder of all results; the run's own is ``results / experiment / machine``.
+        argv: The command line, for the record.
+        experiment_yaml: The experiment as it was understood, for the record.
+        limit: Only the first blocks of every cell that hold this many prompts; a later run goes on from there.
+        rehearse: Whether the plan is a rehearsal; for the record.
+        console: Where progress is shown.
+        batch_limit_s: A batch that takes longer is stopped, and its rows say ``timeout``.
+        zoo: Where the embedded family lies.
+        method_class: The class of a method, by its name.
+
+    Raises:
+        ConfigError: A model, a draft or the prompts are missing or do not fit, or another run writes to the folder.
+        ResultsError: The folder cannot be read or written.
+    """
+    cells = ready(plan, zoo)
+    request = Request(
+        results, argv, experiment_yaml, limit, rehearse, batch_limit_s=batch_limit_s, zoo=zoo, method_class=method_class
+    )
+    folder = results / plan.experiment_name / machine.machine_slug(cells[0].where.device)
+    with _only_writer(folder):
+        return _Run(plan.measure, cells, request, Store(folder), console or Console()).run()
+
+
+@dataclass
+class _Notes:
+    """What the run decided on its way; goes to ``runs.notes``."""
+
+    planned_blocks: int
+    rehearsal: bool
+    cells: list[str]
+    fastest_autoregressive: dict[str, str] = field(default_factory=dict)
+    warmup_step_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    draft_latency_ms: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    prompts_skipped: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Run:
+    """One run in progress."""
+
+    def __init__(
+        self, measure: MeasureSettings, cells: list[ReadyCell], request: Request, store: Store, console: Console
+    ) -> None:
+        self.measure, self.cells, self.request, self.store, self.console = measure, cells, request, store, console
+        self.passes: tuple[Pass, ...] = ("headline", "phase") if measure.phase_pass else ("headline",)
+        self.run_id = f"{timing.utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
+        self.work = {cell.name: self._units(cell) for cell in cells}
+        self.todo = {
+            cell.name: [unit for unit in self.work[cell.name] if not store.has_block(cell.block_key(*unit))]
+            for cell in cells
+        }
+        self.notes = _Notes(sum(map(len, self.work.values())), request.rehearse, list(self.work))
+        for cell in cells:
+            self.notes.prompts_skipped |= cell.prompts.skipped
+        self.out_of_memory = _OutOfMemory(store)
+        self.pools: dict[Placement, ModelPool] = {}
+
+    def _units(self, cell: ReadyCell) -> list[tuple[Block, int]]:
+        """Every block of every repeat, repeats outermost, so that an early end leaves whole repeats."""
+        blocks = cell.blocks(self.request.limit)
+        return [(block, repeat) for repeat in range(self.measure.repeats) for block in blocks]
+
+    def run(self) -> RunSummary:
+        """Run what is left to run."""
+        blocks = sum(map(len, self.todo.values()))
+        kept = sum(map(len, self.work.values())) - blocks
+        with self._recorded(), reporter(self.console, blocks, kept) as progress:
+            for module, reason in self.notes.prompts_skipped.items():
+                progress.say(f"prompts: {module} is skipped: {reason}")
+            for cell in self.cells:
+                if self.todo[cell.name]:
+                    self._cell(cell, progress)
+        return self._summary(blocks, kept)
+
+    # --- one cell
+
+    def _cell(self, cell: ReadyCell, progress: Reporter) -> None:
+        progress.cell(cell)
+        torch.set_num_threads(cell.cell.machine.threads)
+        pool = self._pool(cell)
+        target = self._target(cell, pool)
+        arms = {arm.name: self._live_arm(arm, cell, target, pool) for arm in cell.cell.arms}
+        # The largest block there is, so that buffers have their final size before anything is measured.
+        largest = max(
+            (block for block, _ in self.work[cell.name]), key=lambda block: (len(block.prompts), block.longest)
+        )
+        for live in arms.values():
+            steps = live.warm_up(largest, self.measure.warmup)
+            self.notes.warmup_step_s.setdefault(cell.name, {})[live.arm.name] = [float(f"{s:.4g}") for s in steps]
+            if live.failure is not None:
+                progress.say(f"{live.arm.name}: {live.failure.status}: {live.failure.reason}")
+        self.notes.fastest_autoregressive[cell.name] = AUTOREGRESSIVE
+        with timing.frozen_objects():
+            for block, repeat in self.todo[cell.name]:
+                self._block(cell, arms, block, repeat, progress, target)
+                progress.block_done()
+        self._note_latencies(cell, arms.values())
+
+    def _pool(self, cell: ReadyCell) -> ModelPool:
+        """The models at the cell's placement; those that it does not use are let go of."""
+        used = {repr(cell.cell.target.model)}
+        used |= {repr(draft.name) for drafts in cell.drafts.values() for draft in drafts}
+        for pool in self.pools.values():
+            pool.keep_only(used)
+        if cell.where not in self.pools:
+            self.pools = {cell.where: ModelPool(cell.where, self.request.zoo)}
+        _release_memory()
+        return self.pools[cell.where]
+
+    def _target(self, cell: ReadyCell, pool: ModelPool) -> LoadedModel | Failure:
+        try:
+            target = pool.get(cell.cell.target.model)
+        except Exception as error:  # noqa: BLE001  (a target that cannot be loaded is rows of every arm)
+            return failure_of(error)
+        self.notes.models[cell.cell.target.name] = {
+            "parameters": target.parameters,
+            "weight_bytes": target.weight_bytes,
+            "weights_sha": target.weights_sha,
+            "tokenizer_sha": target.tokenizer_sha,
+            "template_sha": target.template_sha,
+            "revision": target.revision,
+            "self_test_difference": target.self_test.difference,
+            "self_test_tolerance": target.self_test.tolerance,
+        }
+        return target
+
+    def _live_arm(self, arm: Arm, cell: ReadyCell, target: LoadedModel | Failure, pool: ModelPool) -> LiveArm:
+        if (failure := self.out_of_memory.skip(cell, arm)) is not None:
+            target = failure
+        request = self.request
+        return LiveArm(arm, cell, target, pool, request.method_class, limit_s=request.batch_limit_s)
+
+    def _note_latencies(self, cell: ReadyCell, arms: "Sequence[LiveArm] | Any") -> None:
+        for live in arms:
+            achieved = sorted(live.achieved_s())
+            if achieved and live.arm.draft_latency_ms is not None:
+                self.notes.draft_latency_ms.setdefault(cell.name, {})[live.arm.name] = {
+                    "requested": live.arm.draft_latency_ms,
+                    "least": achieved[0] * 1e3,
+                    "median": achieved[len(achieved) // 2] * 1e3,
+                    "most": achieved[-1] * 1e3,
+                    "count": len(achieved),
+                }
+
+    # --- one block
+
+    def _block(
+        self,
+        cell: ReadyCell,
+        arms: dict[str, LiveArm],
+        block: Block,
+        repeat: int,
+        progress: Reporter,
+        target: LoadedModel | Failure,
+    ) -> None:
+        """Run every arm on one block, and store all of its rows at once."""
+        order = cell.order(block, repeat)
+        outcomes: dict[tuple[Pass, str], Outcome] = {}
+        for which in self.passes:
+            for arm in order:
+                progress.batch(arm, block, repeat)
+                failed = outcomes.get(("headline", arm.name))
+                outcome = failed if isinstance(failed, Failure) else arms[arm.name].run(block, which)
+                outcomes[which, arm.name] = outcome
+                if which == "headline":
+                    progress.measured(arm, outcome)
+                if isinstance(outcome, Failure):
+                    self._after_failure(cell, arm, outcome)
+        model = None if isinstance(target, Failure) else target.model
+        judge = _Judge(cell, model, outcomes["headline", AUTOREGRESSIVE])
+        attention = cell.cell.machine.attention if isinstance(target, Failure) else target.attention
+        requests, steps = [], []
+        for which in self.passes:
+            for position, arm in enumerate(order):
+                place = Place(self.run_id, cell, block, repeat, arm, position, which, attention)
+                outcome = outcomes[which, arm.name]
+                requests += request_rows(place, outcome, judge.verdicts(place, outcome))
+                steps += step_rows(place, outcome)
+        self.store.write_block(cell.block_key(block, repeat), requests, steps)
+
+    def _after_failure(self, cell: ReadyCell, arm: Arm, failure: Failure) -> None:
+        if failure.status == "oom":
+            self.out_of_memory.note(cell, arm)
+            _release_memory()
+
+    # --- the record
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Keep the run's own row up to date, however the run ends."""
+        row = self._row()
+        self._close_stale_runs()
+        self.store.write_run(row | {"status": "running"})
+        status = "interrupted"
+        try:
+            yield
+            status = "done" if not self._counts()["failed"] else "failed"
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            status = "failed"
+            raise
+        finally:
+            # On a full disk this fails as well, and must not hide why.
+            with suppress(ResultsError) if status == "failed" else nullcontext():
+                self.store.write_run(row | {"status": status, "notes": machine.as_json(vars(self.notes))})
+
+    def _row(self) -> dict[str, Any]:
+        first = self.cells[0]
+        sha, dirty = machine.git_state()
+        return {
+            "run_id": self.run_id,
+            "started_at": timing.utc_now(),
+            "git_sha": sha,
+            "git_dirty": dirty,
+            "argv": machine.as_json(machine.redacted_argv(self.request.argv)),
+            "experiment": self.request.experiment_yaml,
+            "versions": machine.as_json(machine.versions()),
+            "machine": machine.as_json(machine.describe()),
+            "threads": first.cell.machine.threads,
+            "device": machine.device_name(first.where.device),
+            "seed": first.cell.decode.seed,
+            "schema_version": SCHEMA_VERSION,
+            "measurement_version": MEASUREMENT_VERSION,
+            "notes": machine.as_json(vars(self.notes)),
+            "status": "running",
+        }
+
+    def _close_stale_runs(self) -> None:
+        """A run that still says ``running`` was killed: nobody else writes here now."""
+        if not (self.store.folder / "runs.parquet").exists():
+            return
+        for old in self.store.read("runs").to_dict("records"):
+            if old["status"] == "running":
+                self.store.write_run({**old, "status": "interrupted"})
+
+    def _summary(self, blocks: int, kept: int) -> RunSummary:
+        counts = self._counts()
+        return RunSummary(self.store.folder, **counts, blocks_run=blocks, blocks_kept=kept)
+
+    def _counts(self) -> dict[str, Any]:
+        """Trials by how they ended, read from the tables, so that earlier runs count."""
+        rows = self.store.read("requests")
+        rows = rows[rows["cell"].isin(list(self.work))]
+        statuses = rows.groupby("trial_id")["status"].agg(set)
+        failed = statuses.map(lambda seen: bool(seen & {"oom", "timeout", "error"}))
+        unsupported = ~failed & statuses.map(lambda seen: "unsupported" in seen)
+        skipped = ~failed & ~unsupported & statuses.map(lambda seen: "skipped" in seen)
+        reasons = rows["reason"].fillna("")
+        return {
+            "finished": int((~failed & ~unsupported & ~skipped).sum()),
+            "failed": int(failed.sum()),
+            "unsupported": int(unsupported.sum()),
+            "skipped": int(skipped.sum()),
+            "wrong": int((rows["verdict"] == "WRONG").sum()),
+            "broke_contract": bool(reasons.str.startswith("ContractError").any()),
+        }
+
+
+class _OutOfMemory:
+    """The smallest batch size at which each arm ran out of memory; larger ones need not be tried."""
+
+    def __init__(self, store: Store) -> None:
+        self._least: dict[tuple[Any, ...], int] = {}
+        if not (store.folder / "requests.parquet").exists():
+            return
+        rows = store.read("requests")
+        columns = ["target", "dtype", "method", "options", "batch_size"]
+        for *key, size in rows[rows["status"] == "oom"][columns].drop_duplicates().itertuples(index=False):
+            self._note(tuple(key), int(size))
+
+    def note(self, cell: ReadyCell, arm: Arm) -> None:
+        """Remember it."""
+        self._note(_memory_key(cell, arm), cell.cell.decode.batch_size)
+
+    def _note(self, key: tuple[Any, ...], size: int) -> None:
+        self._least[key] = min(size, self._least.get(key, size))
+
+    def skip(self, cell: ReadyCell, arm: Arm) -> Failure | None:
+        """Why the arm is not tried in this cell, if it is not."""
+        size = self._least.get(_memory_key(cell, arm))
+        if size is None or cell.cell.decode.batch_size <= size:
+            return None
+        return Failure("skipped", f"it ran out of memory at batch size {size}")
+
+
+def _memory_key(cell: ReadyCell, arm: Arm) -> tuple[Any, ...]:
+    return cell.cell.target.name, cell.where.dtype_name, arm.method, machine.as_json(arm.options)
+
+
+class _Judge:
+    """Compares texts with those of the autoregressive arm of the same block and repeat."""
+
+    def __init__(self, cell: ReadyCell, target: CachedModel | None, reference: Outcome) -> None:
+        self._cell, self._target, self._reference = cell, target, reference
+        self._applies = applies(cell.decoding.rule, cell.decoding.temperature)
+
+    def verdicts(self, place: Place, outcome: Outcome) -> list[Verdict]:
+        """One a row; not applicable to the reference itself, and where it has failed."""
+        rows = len(place.block.prompts)
+        if self._target is None or isinstance(outcome, Failure) or not isinstance(self._reference, Measured):
+            return [NOT_APPLICABLE] * rows
+        if not self._applies or outcome is self._reference:
+            return [NOT_APPLICABLE] * rows
+        return [
+            compare(
+                self._target,
+                prompt.ids,
+                self._reference.trace.rows[row].output_ids,
+                outcome.trace.rows[row].output_ids,
+                _sampler(self._cell, self._target, prompt.key, len(prompt.ids)),
+            )
+            for row, prompt in enumerate(place.block.prompts)
+        ]
+
+
+def _sampler(cell: ReadyCell, target: CachedModel, key: int, prompt_length: int) -> Sampler:
+    """How the target chose the tokens of one prompt."""
+    decoding, device = cell.decoding, target.device
+    return Sampler(
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        min_new_tokens=decoding.min_new_tokens,
+        eos_ids=torch.tensor(decoding.eos_ids, dtype=torch.int64, device=device),
+        vocab_size=target.vocab_size,
+        seed=decoding.seed,
+        keys=torch.tensor([key], dtype=torch.int32, device=device),
+        prompt_lengths=torch.tensor([prompt_length], device=device),
+    )
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _only_writer(folder: Path) -> AbstractContextManager[None]:
+    """Keep a second run away from the folder; the lock dies with the process that holds it."""
+    return _locked(folder) if os.name == "posix" else nullcontext()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ResultsError(f"{folder}: cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(f"{folder}: another run is writing to it") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)

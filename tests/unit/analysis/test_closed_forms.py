@@ -1,0 +1,62 @@
+"""specbench.analysis.closed_forms"""
+
+import pytest
+
+from specbench.analysis import closed_forms
+
+
+# Leviathan et al. (2023), Table 1, at a cost of 0: speed is the expected number of tokens.
+@pytest.mark.parametrize(
+    ("alpha", "gamma", "tokens"),
+    [(0.6, 2, 1.96), (0.7, 3, 2.53), (0.8, 2, 2.44), (0.8, 5, 3.69), (0.9, 2, 2.71), (0.9, 10, 6.86)],
+)
+def test_expected_tokens_are_those_of_the_papers_table(alpha, gamma, tokens):
+    assert closed_forms.expected_tokens(alpha, gamma) == pytest.approx(tokens, abs=0.005)
+
+
+def test_expected_tokens_at_the_ends():
+    assert closed_forms.expected_tokens(0.0, 5) == 1.0
+    assert closed_forms.expected_tokens(1.0, 5) == 6.0
+    assert closed_forms.expected_tokens(1 - 1e-14, 5) == pytest.approx(6.0, abs=1e-12)
+    assert closed_forms.expected_tokens(0.7, 0) == 1.0
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(-0.1, 2), (1.1, 2), (0.5, -1)])
+def test_what_is_no_probability_or_length_is_refused(alpha, gamma):
+    with pytest.raises(ValueError, match="0 <= alpha <= 1"):
+        closed_forms.expected_tokens(alpha, gamma)
+
+
+@pytest.mark.parametrize(("tokens", "gamma", "alpha"), [(1.0, 3, 0.0), (4.0, 3, 1.0), (1.75, 2, 0.5)])
+def test_alpha_is_found_from_tokens(tokens, gamma, alpha):
+    assert closed_forms.alpha_from_tokens(tokens, gamma) == pytest.approx(alpha, abs=1e-9)
+
+
+@pytest.mark.parametrize(("tokens", "gamma"), [(0.9, 3), (4.1, 3), (1.0, 0)])
+def test_tokens_that_no_alpha_gives_are_refused(tokens, gamma):
+    with pytest.raises(ValueError, match="1 <= tokens <= gamma"):
+        closed_forms.alpha_from_tokens(tokens, gamma)
+
+
+# The maximum of theorem 3.8 over whole gammas, worked out apart from this code.
+@pytest.mark.parametrize(
+    ("alpha", "cost", "gamma", "speedup"),
+    [(0.5, 0.01, 5, 1.88), (0.8, 0.02, 11, 3.82), (0.8, 0.05, 8, 3.09), (0.9, 0.05, 13, 4.67)],
+)
+def test_the_best_gamma_and_its_speed_up(alpha, cost, gamma, speedup):
+    assert closed_forms.best_gamma(alpha, cost) == gamma
+    assert closed_forms.chain_speedup(alpha, gamma, cost) == pytest.approx(speedup, abs=0.005)
+
+
+def test_no_draft_pays_whose_cost_is_its_acceptance():
+    assert closed_forms.best_gamma(0.3, 0.3) == 0
+    assert closed_forms.best_gamma(0.3, 0.29) == 1
+
+
+def test_a_prediction_and_its_break_even_points():
+    # 3 tokens a step of 20 ms against 10 ms a token.
+    assert closed_forms.predicted_speedup(3.0, 0.020, 0.010) == pytest.approx(1.5)
+    assert closed_forms.break_even_tokens(0.020, 0.010) == pytest.approx(2.0)
+    # The step may last 30 ms, 12 ms of it are not drafts, and there are 4 draft forwards.
+    drafted = closed_forms.break_even_draft_s(3.0, 4, rest_s=0.012, reference_s_per_token=0.010)
+    assert drafted == pytest.approx(0.0045)

@@ -1,0 +1,101 @@
+"""specbench.analysis.speedup"""
+
+import numpy as np
+import pytest
+
+from specbench.analysis.speedup import batch_ratios, speedup, twin_noise_floor
+from specbench.errors import ResultsError
+
+
+@pytest.fixture
+def arm(rows):
+    """Four batches of two rows each, with the given decode times, 11 output tokens a row."""
+
+    def make(seconds, name="x", **changes):
+        block = np.repeat(np.arange(len(seconds)), 2)
+        frame = rows(
+            batch_id=[f"{name}{index}" for index in block],
+            block=block,
+            row=[0, 1] * len(seconds),
+            batch_size=[2] * len(block),
+            prompt_id=[f"p{index}" for index in range(len(block))],
+            output_tokens=[11] * len(block),
+            decode_s=np.repeat(seconds, 2),
+            prefill_s=[1.0] * len(block),
+        )
+        return frame.assign(**changes)
+
+    return make
+
+
+def test_a_speed_up_is_the_ratio_of_decode_time_per_token(arm):
+    found = speedup(arm([4.0, 4.0, 4.0, 4.0]), arm([2.0, 2.0, 2.0, 2.0]))
+    assert found.ratio == pytest.approx(2.0)
+    assert (found.interval.low, found.interval.high) == pytest.approx((2.0, 2.0))
+    assert (found.units, found.pairs) == (4, 4)
+
+
+def test_the_times_of_a_batch_are_not_summed_over_its_rows(arm):
+    # 20 decode tokens a batch; the baseline takes 4 s a batch, whichever number of rows stores that time.
+    baseline = arm([4.0] * 4)
+    one_row = arm([2.0] * 4).query("row == 0").assign(prompt_id="p0", output_tokens=21)
+    baseline_one = baseline.query("row == 0").assign(prompt_id="p0", output_tokens=21)
+    assert speedup(baseline_one, one_row).ratio == pytest.approx(speedup(baseline, arm([2.0] * 4)).ratio)
+
+
+def test_both_token_counts_are_given_where_lengths_differ(arm):
+    longer = arm([4.0] * 4).assign(output_tokens=21)
+    found = speedup(arm([4.0] * 4), longer)
+    assert (found.baseline_tokens, found.method_tokens) == (80, 160)
+    assert found.ratio == pytest.approx(2.0)
+
+
+def test_end_to_end_takes_prefill_and_the_first_token_too(arm):
+    found = speedup(arm([4.0] * 4), arm([1.5] * 4), with_prefill=True)
+    assert found.ratio == pytest.approx(2.0)
+    assert found.baseline_tokens == 88
+
+
+def test_a_batch_that_failed_on_one_side_counts_on_neither(arm):
+    method = arm([2.0, 2.0, 2.0, 99.0])
+    method.loc[method.index[-1], ["status", "decode_s", "output_tokens"]] = ["oom", np.nan, np.nan]
+    found = speedup(arm([4.0, 4.0, 4.0, 1.0]), method)
+    assert found.ratio == pytest.approx(2.0)
+    assert (found.units, found.interval) == (3, None)
+
+
+def test_an_arm_that_failed_everywhere_has_no_speed_up(arm):
+    method = arm([2.0] * 4).assign(status="oom", decode_s=np.nan, output_tokens=np.nan)
+    assert speedup(arm([4.0] * 4), method).ratio is None
+
+
+def test_repeats_of_a_batch_of_prompts_are_one_unit(arm):
+    repeats = [arm([4.0, 4.0], name=f"{repeat}-").assign(repeat=repeat) for repeat in range(3)]
+    frame = repeats[0]
+    for other in repeats[1:]:
+        frame = frame.merge(other, how="outer")
+    found = speedup(frame, frame)
+    assert (found.pairs, found.units, found.interval) == (6, 2, None)
+    # For the twins, which do the same work, each pair of timed batches is a unit.
+    assert twin_noise_floor(frame, frame) == 0.0
+
+
+def test_the_spread_is_the_ratio_of_each_batch_alone(arm):
+    assert batch_ratios(arm([4.0, 6.0]), arm([2.0, 2.0])).tolist() == pytest.approx([2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("target", "vicuna"), ("dtype", "bfloat16"), ("device", "NVIDIA H100"), ("prompts_sha", "0"),
+        ("target_sha", "0"), ("threads", 2), ("temperature", 0.8), ("max_new_tokens", 9), ("batch_size", 3),
+    ],
+)  # fmt: skip
+def test_what_must_not_be_compared_is_refused_by_the_name_of_its_column(arm, column, value):
+    with pytest.raises(ResultsError, match=rf"different '{column}' must not be compared: .+ against {value}"):
+        speedup(arm([1.0]), arm([1.0]).assign(**{column: value}))
+
+
+def test_a_block_with_other_prompts_is_refused(arm):
+    with pytest.raises(ResultsError, match=r"different 'prompt_id'.*block 0"):
+        speedup(arm([1.0]), arm([1.0]).assign(prompt_id=["p0", "p9"]))

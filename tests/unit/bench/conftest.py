@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+from tests.unit.models import tiny
+
+
+@pytest.fixture
+def folder(tmp_path, family):
+    """A working folder that holds a tiny family."""
+    (tmp_path / "zoo").symlink_to(family)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    torch.set_num_threads(1)
+    return tiny.zoo(tmp_path_factory.mktemp("zoo"))

@@ -1,0 +1,36 @@
+"""Run folders drawn from the known model of `tests.unit.report.synthetic`, written once for all tests."""
+
+import pytest
+
+from specbench.report.metrics import frames, load
+from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
+
+ODD = (
+    AUTOREGRESSIVE,
+    TWIN,
+    Arm("fast", alpha=0.8, gamma=4, draft_s=0.0005),
+    Arm("lossy", alpha=0.9, gamma=4, draft_s=0.0001, lossless=False, verdict=None),
+    Arm("simulated", alpha=0.95, gamma=4, simulated=True, verdict=None),
+    Arm("crashed", alpha=0.5, gamma=2, status="oom", fails_from_batch=2),
+    Arm("tied", alpha=0.5, gamma=2, draft_s=0.001, verdict="near-tie"),
+    Arm("same", "transformers-generate"),
+)
+
+
+@pytest.fixture(scope="session")
+def odd_folder(tmp_path_factory):
+    """Every oddity at once: a failed, a lossy and a simulated arm, near ties, loops, a partial batch."""
+    plan = Plan(arms=ODD, batch_sizes=(1, 2), prompts=9, repeats=2, max_new_tokens=32, loops=0.7)
+    return write_results(tmp_path_factory.mktemp("results") / "odd" / "Example-3000", plan)
+
+
+@pytest.fixture(scope="session")
+def odd_results(odd_folder):
+    """The tables of the odd folder."""
+    return load(odd_folder)
+
+
+@pytest.fixture(scope="session")
+def odd_frames(odd_results):
+    """What is shown of the odd folder."""
+    return frames(odd_results)
