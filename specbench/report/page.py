@@ -51,7 +51,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181d; --quiet: #9aa1ac;
   --line: #333842; --soft: #1f2229; --warn: #2e2716; --warn-line: #b98900; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 2rem 1.5rem 4rem;
+body { margin: 0 auto; max-width: 1280px; padding: 2rem 1.5rem 4rem;
   background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.75rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; }
@@ -66,7 +66,7 @@ figure { margin: .6rem 0 0; } figure img { max-width: 100%; height: auto; displa
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th.number, td.number { text-align: right; white-space: nowrap; }
-td:nth-child(-n+2) { overflow-wrap: anywhere; min-width: 8rem; }
+td.arm { overflow-wrap: anywhere; min-width: 15rem; } td.cell { white-space: nowrap; }
 th { background: var(--soft); white-space: nowrap; }
 .sortable th { cursor: pointer; } .sortable th[aria-sort=ascending]::after { content: " \\2191"; }
 .sortable th[aria-sort=descending]::after { content: " \\2193"; }

@@ -61,7 +61,7 @@ def interval_text(row: Row) -> str:
         return "A/A pair"
     if _absent(row["low"]):
         floor = f", {NOT_RESOLVED}" if row["resolution"] == NOT_RESOLVED else ""
-        return f"none ({int(row['units'])} of 4 batches{floor})"
+        return f"none: {int(row['units'])} of 4 batches{floor}"
     note = "" if row["resolution"] == RESOLVED else f" ({row['resolution']})"
     return f"{row['low']:.2f} to {row['high']:.2f}{note}"
 
@@ -150,7 +150,7 @@ MORE_COLUMNS: tuple[Shown, ...] = (
 
 def terminal(summary: pd.DataFrame) -> list[Table]:
     """One rich table per cell."""
-    shown = [column for column in COLUMNS if column.heading != "status" or (summary["status"] != "ok").any()]
+    shown = _needed(COLUMNS, summary)
     tables = []
     for title, cell in summary.groupby("title", sort=False):
         table = Table(title=Text(str(title)), title_justify="left", title_style="bold", header_style="bold")
@@ -175,6 +175,11 @@ def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str
     return "\n".join(parts)
 
 
+def _needed(columns: tuple[Shown, ...], summary: pd.DataFrame) -> tuple[Shown, ...]:
+    """The columns without the status, if nothing failed."""
+    return tuple(column for column in columns if column.heading != "status" or (summary["status"] != "ok").any())
+
+
 def _line(cells: Any) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -183,7 +188,7 @@ def as_html(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:
     """One sortable HTML table over all cells; each entry carries the value that it sorts by."""
     many = len(summary["title"].unique()) > 1
     cell = Shown("cell", "what the compared arms share", **_plain("title", str))
-    shown = (cell, *columns) if many else columns
+    shown = _needed((cell, *columns) if many else columns, summary)
     rows = summary.to_dict("records")
     head = "".join(_html_head(column, rows) for column in shown)
     body = "".join(_html_row(row, shown) for row in rows)
@@ -208,6 +213,8 @@ def _html_row(row: Row, columns: tuple[Shown, ...]) -> str:
 
 def _kind(column: Shown, rows: list[Any]) -> str:
     """Numbers stand at the right, their heading too."""
+    if column.heading in {"arm", "cell"}:
+        return f' class="{column.heading}"'
     return "" if any(isinstance(column.value(row), str) for row in rows) else ' class="number"'
 
 

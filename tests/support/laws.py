@@ -49,16 +49,3 @@ def p_value(observed: np.ndarray, law: np.ndarray) -> float:
     seen = np.append(observed.ravel()[common], observed.ravel()[rare].sum())
     wanted = np.append(expected[common], expected[rare].sum())
     return float(stats.chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue)
-
-
-def total_variation(observed: np.ndarray, law: np.ndarray) -> float:
-    return float(np.abs(observed / observed.sum() - law).sum() / 2)
-
-
-def noise_floor(law: np.ndarray, total: int, seed: int = 0) -> float:
-    """The total variation that as many honest draws show, as its mean over a few trials and four deviations more."""
-    random = np.random.default_rng(seed)
-    trials = [total_variation(random.multinomial(total, law.ravel()), law.ravel()) for _ in range(20)]
-    return float(np.mean(trials) + 4 * np.std(trials))
-
-

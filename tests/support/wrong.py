@@ -88,13 +88,6 @@ class SiblingsTakenForReplaced(_Wrong):
         return super().decide(replace(step, proposal="iid"))
 
 
-class SiblingsTakenForUnreplaced(_Wrong):
-    """Children drawn anew each, verified as if none could repeat."""
-
-    def decide(self, step: Verification) -> Decision:
-        return super().decide(replace(step, proposal="without_replacement"))
-
-
 class ShiftedDraftProbs(_Wrong):
     """Each token is weighed against the distribution of its neighbour."""
 

@@ -1,6 +1,7 @@
 """specbench.bench.stdlib_prompts"""
 
 import ast
+import re
 import textwrap
 from itertools import islice
 
@@ -68,12 +69,10 @@ def test_the_list_is_the_same_every_time():
 def test_prompts_stop_where_a_body_would_begin():
     """With a body added, the last function of every prompt parses; a cut inside a signature would not."""
     for prompt in islice(stdlib_texts(1000).prompts, 60):
-        lines = prompt.text.splitlines()
-        start = int(prompt.name.split(":")[1]) - len(prompt.text.splitlines())  # of the module, not of the text
-        head = lines[start - 1 :] if len(lines) >= start > 0 else lines[-1:]
-        if head[-1].rstrip().endswith(":"):
-            head = [*head, " " * 40 + "pass"]
-        ast.parse(textwrap.dedent("\n".join(head)))
+        name = prompt.name.rpartition(":")[2]
+        start = [found.start() for found in re.finditer(rf"^ *(async )?def {name}\b", prompt.text, re.MULTILINE)][-1]
+        head = prompt.text[start:].rstrip()
+        ast.parse(textwrap.dedent(head + ("\n" + " " * 40 + "pass" if head.endswith(":") else "")))
 
 
 def test_a_module_that_differs_is_named_with_the_reason(tmp_path):
