@@ -86,11 +86,22 @@ class PromptSettings(Settings):
     split: str | None = Field(default=None, min_length=1, description="The split of a hub data set.")
     category: str | None = Field(default=None, min_length=1, description="Only the prompts of this category.")
     chat_template: bool = Field(default=False, description="Wrap each prompt in the target's chat template.")
+    template: str | None = Field(
+        default=None,
+        description="Text around each prompt, with {prompt} where it goes, for targets without a template.",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place(cls, template: str | None) -> str | None:
+        if template is not None and template.count("{prompt}") != 1:
+            raise PydanticCustomError("no_place", "must hold {prompt} once")
+        return template
 
     @field_validator("source")
     @classmethod
     def _is_known(cls, source: str) -> str:
-        if source in PROMPT_SOURCES or source.endswith(".jsonl") or "/" in source:
+        if source in PROMPT_SOURCES or source.endswith((".jsonl", ".txt")) or "/" in source:
             return source
         raise PydanticCustomError("unknown_name", "unknown prompt source", {"known": list(PROMPT_SOURCES)})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
+from typing import cast
 
 from specbench.bench.prompts import Prompt, PromptSet, load_prompts
 from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticAcceptance, SyntheticRule
@@ -213,7 +214,7 @@ def decoding_of(decode: DecodeSettings, target: Source) -> Decoding:
 def rule_of(decode: DecodeSettings) -> Rule:
     """The acceptance rule of the settings."""
     if isinstance(decode.rule, SyntheticRule):
-        return _synthetic(decode.rule.synthetic)
+        return cast(Rule, _synthetic(decode.rule.synthetic))  # frozen, where the protocol's attributes could be set
     return rule_for(decode.rule, decode.temperature)
 
 

@@ -1,11 +1,11 @@
 """What a plan would run, without loading a weight or a prompt: trials, memory, and a rough time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from specbench.analysis.intervals import MIN_UNITS
 from specbench.bench.cells import model_names
@@ -63,22 +63,17 @@ def dry_run(
     """
     console = console or Console()
     title = f"{plan.experiment_name}{' (rehearsal)' if rehearse else ''}"
-    table = Table(title=title, title_justify="left")
-    for name, justify in _COLUMNS.items():
-        table.add_column(name, justify="right" if justify else "left", overflow="fold")
     estimates = [_estimate(cell, plan, limit, zoo) for cell in plan.cells]
-    for cell, estimate in zip(plan.cells, estimates, strict=True):
-        table.add_row(*_words(cell, plan, estimate))
-    console.print(table)
-    for cell in plan.cells[:1]:
-        console.print("arms: " + ", ".join(arm.name for arm in cell.arms), highlight=False, markup=False)
-    for line in _totals(plan, estimates):
+    rows = [_words(cell, plan, estimate) for cell, estimate in zip(plan.cells, estimates, strict=True)]
+    console.print(title, style="bold", highlight=False, markup=False)
+    for line in [*_aligned(rows), *_arms(plan), *_totals(plan, estimates)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+# The columns, and whether each holds numbers.
 _COLUMNS = {
     "target": False, "prompts": False, "T": True, "batch": True, "arms": True, "blocks": True, "batches": True,
-    "weights + KV": True, "rough time": True,
+    "memory": True, "time": True,
 }  # fmt: skip
 
 
@@ -139,6 +134,17 @@ def _size(model: str | RandomModel, where: Placement, zoo: Path, problems: list[
         return None
 
 
+def _aligned(rows: list[list[str]]) -> Iterator[str]:
+    """The rows below their headings; whole, however narrow the console is, since a log has no width."""
+    table = [list(_COLUMNS), *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = zip(row, widths, _COLUMNS.values(), strict=True)
+        yield "  ".join(
+            word.rjust(width) if is_number else word.ljust(width) for word, width, is_number in cells
+        ).rstrip()
+
+
 def _words(cell: Cell, plan: Plan, estimate: _Estimate) -> list[str]:
     unknown = "unknown"
     return [
@@ -160,6 +166,18 @@ def _bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def _arms(plan: Plan) -> Iterator[str]:
+    """The arms, one a line; once for cells that have the same."""
+    cells: dict[tuple[str, ...], list[str]] = {}
+    for cell in plan.cells:
+        targets = cells.setdefault(tuple(arm.name for arm in cell.arms), [])
+        if cell.target.name not in targets:
+            targets.append(cell.target.name)
+    for names, targets in cells.items():
+        yield f"arms of {', '.join(targets)}:"
+        yield from (f"  {name}" for name in names)
 
 
 def _totals(plan: Plan, estimates: list[_Estimate]) -> list[str]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from specbench.models.source import Source
 
 STDLIB_MAX_TOKENS = 256
 """What a stdlib prompt is cut to where the experiment names no limit: a module has no natural beginning."""
+
+_stdlib = lru_cache(maxsize=4)(stdlib_texts)  # every cell of a plan asks for the same
 
 _PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"
 
@@ -151,7 +154,12 @@ class _Encoder:
         default = STDLIB_MAX_TOKENS if settings.source == "stdlib" else None
         self._most = settings.max_prompt_tokens or default
         if settings.chat_template and self._tokenizer.chat_template is None:
-            raise ConfigError(f"prompts.chat_template is true, but the tokenizer of {source.name} has no chat template")
+            raise ConfigError(
+                f"prompts.chat_template is true, but the tokenizer of {source.name} has no chat template; "
+                "prompts.template can give one"
+            )
+        if settings.chat_template and settings.template is not None:
+            raise ConfigError("prompts.chat_template and prompts.template are two ways to say one thing; give one")
 
     def prompt(self, text: Text) -> Prompt:
         ids = self._cut(self._encode(text.text))
@@ -163,6 +171,8 @@ class _Encoder:
         return Prompt(text.id, key_of(text.id), text.category, ids, text.text)
 
     def _encode(self, text: str) -> list[int]:
+        if self._settings.template is not None:
+            text = self._settings.template.replace("{prompt}", text)
         if not self._settings.chat_template:
             return list(self._tokenizer(text, verbose=False)["input_ids"])
         # The template writes its own begin-of-text token, so that the text is tokenised without another one.
@@ -196,7 +206,7 @@ def _texts(settings: PromptSettings) -> tuple[Iterator[Text], dict[str, str]]:
     name = settings.source
     if name == "stdlib":
         most = settings.max_prompt_tokens or STDLIB_MAX_TOKENS
-        found = stdlib_texts(most)
+        found = _stdlib(most)
         return (Text(f"{name}/{prompt.name}", prompt.text, prompt.module) for prompt in found.prompts), found.skipped
     path = Path(name)
     if path.suffix == ".jsonl":

@@ -193,13 +193,13 @@ class _Run:
         largest = max(
             (block for block, _ in self.work[cell.name]), key=lambda block: (len(block.prompts), block.longest)
         )
-        for live in arms.values():
-            steps = live.warm_up(largest, self.measure.warmup)
-            self.notes.warmup_step_s.setdefault(cell.name, {})[live.arm.name] = [float(f"{s:.4g}") for s in steps]
-            if live.failure is not None:
-                progress.say(f"{live.arm.name}: {live.failure.status}: {live.failure.reason}")
         self.notes.fastest_autoregressive[cell.name] = AUTOREGRESSIVE
         with timing.frozen_objects():
+            for live in arms.values():
+                steps = live.warm_up(largest, self.measure.warmup)
+                self.notes.warmup_step_s.setdefault(cell.name, {})[live.arm.name] = [float(f"{s:.4g}") for s in steps]
+                if live.failure is not None:
+                    progress.say(f"{live.arm.name}: {live.failure.status}: {live.failure.reason}")
             for block, repeat in self.todo[cell.name]:
                 self._block(cell, arms, block, repeat, progress, target)
                 progress.block_done()

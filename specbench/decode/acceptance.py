@@ -224,7 +224,8 @@ def _reject_along_chain(step: Verification, target_probs: Tensor) -> Decision:
     layout, draft_probs = step.layout, step.draft_probs
     assert draft_probs is not None
     rows = torch.arange(len(step.tokens), device=step.tokens.device)[:, None]
-    parent_rows = layout.parent.clamp_max(draft_probs.shape[1] - 1)
+    parent_rows = layout.parent if step.draft_rows is None else step.draft_rows.gather(1, layout.parent)
+    parent_rows = parent_rows.clamp(0, draft_probs.shape[1] - 1)
     p = target_probs[rows, layout.parent, step.tokens]
     q = draft_probs[rows, parent_rows, step.tokens]
     luck = step.sampler.uniforms(step.positions - 1, 0, Stream.ACCEPT)

@@ -97,14 +97,17 @@ def _builds() -> Iterator[tuple[str, Callable[[CachedModel, str], Method]]]:
     yield "lookup of single tokens", lambda target, name: decoding.prompt_lookup(max_ngram=1, gamma=3)
 
 
-def arms() -> Iterator[Arm]:
-    """Every method, with and without EOS, over batches of 1 to 8 rows, some cut by length."""
+def arms(*, thorough: bool = False) -> Iterator[Arm]:
+    """Every method over batches of 1 to 8 rows, in turn with and without EOS (thorough: both), some cut by length."""
     sizes, firsts = cycle((8, 3, 5, 1, 7, 2, 6, 4)), cycle(range(8))
-    for label, build in _builds():
-        yield Arm(label, build, next(sizes), next(firsts), with_eos=False)
-        yield Arm(label, build, 8, 0, with_eos=True)
+    for number, (label, build) in enumerate(_builds()):
+        if thorough or number % 2 == 0:
+            yield Arm(label, build, next(sizes), next(firsts), with_eos=False)
+        if thorough or number % 2 == 1:
+            yield Arm(label, build, 8, 0, with_eos=True)
     for most in (1, 2, 3, 7, 13):
-        yield Arm(f"the target as its own draft, {most} tokens", _draft(draft="same", gamma=4), 4, most % 8, with_eos=False, max_new_tokens=most)
+        build = _draft(draft="same", gamma=4)
+        yield Arm(f"the target as its own draft, {most} tokens", build, 4, most % 8, with_eos=False, max_new_tokens=most)
 
 
 def quick_arms() -> Iterator[Arm]:

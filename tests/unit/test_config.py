@@ -346,3 +346,11 @@ def test_a_folder_and_a_binary_file_are_refused_in_one_line(tmp_path):
 def test_reading_an_experiment_imports_no_torch():
     code = "import sys, specbench.config, specbench.grid, specbench.registry; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_prompt_template_needs_one_place_for_the_prompt(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("name: a\ntargets: [pico]\nprompts: {source: a.txt, count: 1, template: 'USER: {promt}'}\n"
+                    "methods: [autoregressive]\n")
+    with pytest.raises(ConfigError, match=r"a.yaml:3: prompts.template: must hold \{prompt\} once"):
+        load(file)

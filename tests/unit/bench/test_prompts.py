@@ -129,7 +129,9 @@ def test_a_data_set_out_of_reach_is_named_in_one_line(target, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    with pytest.raises(UnsupportedError, match="prompts mt_bench: the hub data set HuggingFaceH4/mt_bench_prompts") as e:
+    with pytest.raises(
+        UnsupportedError, match="prompts mt_bench: the hub data set HuggingFaceH4/mt_bench_prompts"
+    ) as e:
         load(target, "mt_bench", count=1)
     assert "\n" not in str(e.value)
 
@@ -159,6 +161,18 @@ def test_a_template_that_writes_its_own_begin_token_gets_no_second_one(tmp_path)
     file = jsonl(tmp_path / "p.jsonl", {"prompt": "hello"})
     ids = load(_Target, file, count=1, chat_template=True).prompts[0].ids
     assert ids.count(1) == 1
+
+
+def test_a_template_of_the_experiment_stands_around_the_prompt(tmp_path):
+    file = jsonl(tmp_path / "p.jsonl", {"prompt": "hello there"})
+    ids = load(_Target, file, count=1, template="USER: {prompt} ASSISTANT:").prompts[0].ids
+    assert ids == [1, 5, 5, 5, 5]
+
+
+def test_two_templates_are_one_too_many(tmp_path):
+    file = jsonl(tmp_path / "p.jsonl", {"prompt": "hello there"})
+    with pytest.raises(ConfigError, match="two ways to say one thing"):
+        load(_Target, file, count=1, chat_template=True, template="{prompt}")
 
 
 def test_two_begin_tokens_are_refused(tmp_path):

@@ -269,7 +269,7 @@ def test_a_corrupt_part_is_named_and_nothing_is_run(folder):
     summary = run(folder, ONE_CELL)
     part = sorted((summary.folder / "requests.parquet").glob("*.parquet"))[0]
     part.write_bytes(b"not parquet")
-    with pytest.raises(ResultsError, match="not a whole Parquet file. Delete it and run again"):
+    with pytest.raises(ResultsError, match=r"not a whole Parquet file\. Delete it and run again"):
         run(folder, ONE_CELL)
     part.unlink()
     assert run(folder, ONE_CELL).blocks_run == 1

@@ -36,16 +36,16 @@ def test_greedy_ids_of_every_method_equal_transformers_generate_row_by_row(name:
     outcome = checks.wrong_rows(name, checks.arms())
     assert outcome.wrong == []
     # The run had to deal with what makes it hard.
-    assert outcome.rows_cut_inside_a_draft >= 20
-    assert outcome.rows_ended_by_eos >= 100
-    assert outcome.accepted >= 1000
-    assert outcome.refused >= 1000
+    assert outcome.rows_cut_inside_a_draft >= 10
+    assert outcome.rows_ended_by_eos >= 50
+    assert outcome.accepted >= 500
+    assert outcome.refused >= 500
 
 
 @family
 def test_the_perturbed_draft_is_accepted_in_part(name: str):
-    near = [arm for arm in checks.arms() if arm.label == "near draft, gamma 4"]
-    outcome = checks.wrong_rows(name, iter(near))
+    near = (arm for arm in checks.arms(thorough=True) if arm.label == "near draft, gamma 4")
+    outcome = checks.wrong_rows(name, near)
     assert outcome.accepted >= 20
     assert outcome.refused >= 20
 
@@ -62,6 +62,12 @@ def test_a_planted_fault_turns_logits_and_ids_red(name: str, fault: str):
 @family
 def test_without_a_planted_fault_the_same_arms_are_green(name: str):
     assert checks.wrong_rows(name, checks.quick_arms()).wrong == []
+
+
+@pytest.mark.slow
+@family
+def test_greedy_ids_of_every_method_equal_transformers_with_and_without_eos(name: str):
+    assert checks.wrong_rows(name, checks.arms(thorough=True)).wrong == []
 
 
 @pytest.mark.slow

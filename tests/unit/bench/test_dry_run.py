@@ -1,0 +1,63 @@
+"""specbench.bench.dry_run"""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from specbench.bench.dry_run import dry_run, size_of
+from specbench.models.source import locate
+from tests.unit.bench.bench_plans import ONE_CELL, TWO_CELLS, plan_of
+
+
+def printed(folder, text, **options):
+    output = io.StringIO()
+    dry_run(plan_of(folder, text), zoo=folder / "zoo", console=Console(file=output, width=160), **options)
+    return output.getvalue()
+
+
+def test_it_counts_cells_trials_and_batches(folder):
+    text = printed(folder, TWO_CELLS)
+    # 4 arms x (3 blocks x 2 repeats x 2 passes + 1 warm-up) in each of two cells
+    assert "2 cells, 8 trials, 104 batches to decode, roughly" in text
+    assert "arms of pico:\n  autoregressive\n  autoregressive-twin\n  draft_model\n  prompt_lookup\n" in text
+
+
+def test_it_says_what_precision_to_expect(folder):
+    assert "cells with fewer than 4 full batches get no interval (the fewest is 2)" in printed(folder, ONE_CELL)
+    assert "intervals rest on 8 full batches or more" in printed(folder, ONE_CELL.replace("count: 5", "count: 16"))
+
+
+def test_a_limit_is_rounded_up_to_whole_blocks(folder):
+    assert "4 x stdlib" in printed(folder, ONE_CELL, limit=3)
+
+
+def test_published_models_are_weighed_without_a_hub_and_without_a_gpu(folder):
+    text = ONE_CELL.replace("model: pico", "model: lmsys/vicuna-7b-v1.3").replace("pico-wide", "JackFram/llama-68m")
+    found = printed(folder, text.replace("device: cpu", "device: cpu, dtype: bfloat16"))
+    assert "13.6 GB" in found or "13.7 GB" in found
+    assert "missing here" not in found
+
+
+def test_a_model_out_of_reach_is_unknown_and_named(folder, monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    found = printed(folder, ONE_CELL.replace("model: pico", "model: nobody/nothing"))
+    assert "unknown" in found
+    assert "missing here: nobody/nothing: not in the local cache" in found
+
+
+def test_nothing_is_written(folder):
+    printed(folder, ONE_CELL)
+    assert sorted(path.name for path in folder.iterdir()) == ["experiment.yaml", "zoo"]
+
+
+@pytest.mark.parametrize(("name", "per_token"), [("random:vicuna-7b-v1.3", 524_288), ("random:tinyllama-1.1b", 22_528)])
+def test_the_cache_grows_by_keys_and_values_of_every_layer(tmp_path, name, per_token):
+    import torch
+
+    assert size_of(locate(name, tmp_path), torch.bfloat16).kv_per_token == per_token

@@ -1,0 +1,60 @@
+"""specbench.bench.progress"""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from specbench.bench.arms import Failure, Measured
+from specbench.bench.cells import ready
+from specbench.bench.progress import LiveReporter, PlainReporter, SoFar, duration, reporter
+from specbench.bench.timing import Timing
+from specbench.decode.trace import BatchTrace, RowTrace
+from tests.unit.bench.bench_plans import ONE_CELL, plan_of, run
+
+
+def measured(seconds, tokens, steps):
+    row = RowTrace(output_ids=[1] * (tokens + 1), accepted_per_step=[0] * steps)
+    return Measured(BatchTrace([row]), Timing(0.1, 0.1, seconds, [seconds]))
+
+
+def test_the_speed_up_so_far_is_time_per_token_against_autoregressive(folder):
+    (cell,) = ready(plan_of(folder, ONE_CELL), folder / "zoo")
+    so_far = SoFar(cell)
+    arms = {arm.name: arm for arm in cell.cell.arms}
+    so_far.add(arms["autoregressive"], measured(2.0, 10, 10))
+    so_far.add(arms["draft_model"], measured(1.0, 10, 4))
+    so_far.add(arms["prompt_lookup"], Failure("oom", "out of memory"))
+    assert so_far.lines() == [
+        ("autoregressive", "1.00x", "1.00"),
+        ("autoregressive-twin", "-", "-"),
+        ("draft_model", "2.00x", "2.50"),
+        ("prompt_lookup", "oom", "-"),
+    ]
+
+
+def test_without_a_terminal_there_are_plain_lines(folder):
+    output = io.StringIO()
+    run(folder, ONE_CELL, console=Console(file=output))
+    lines = output.getvalue().splitlines()
+    assert lines[0] == "3 blocks to run"
+    assert "loading and warming up 4 arms" in lines[1]
+    assert lines[-1].startswith("block 3 of 3: autoregressive 1.00x, autoregressive-twin ")
+    assert "\x1b" not in output.getvalue()
+
+
+def test_on_a_terminal_a_table_stays_at_the_end(folder):
+    output = io.StringIO()
+    run(folder, ONE_CELL, console=Console(file=output, force_terminal=True, width=120))
+    assert "speed-up so far" in output.getvalue()
+    assert "3/3" in output.getvalue()
+
+
+def test_the_console_decides():
+    assert isinstance(reporter(Console(file=io.StringIO()), 1, 0), PlainReporter)
+    assert isinstance(reporter(Console(file=io.StringIO(), force_terminal=True), 1, 0), LiveReporter)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words
