@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from specbench import __version__
-from specbench.errors import ConfigError, ResultsError, SpecbenchError, did_you_mean
+from specbench.errors import ConfigError, ContractError, NotLosslessError, ResultsError, SpecbenchError, did_you_mean
 
 if TYPE_CHECKING:
     from specbench.config import Experiment
@@ -106,6 +106,10 @@ def run(
         experiment_yaml=experiment.yaml,
         console=console,
     )
+    if summary.broke_contract:
+        raise typer.Exit(ContractError.exit_code)
+    if summary.wrong:
+        raise typer.Exit(NotLosslessError.exit_code)
     if summary.failed:
         raise typer.Exit(FAILED_TRIALS)
     if not summary.finished and not summary.skipped:

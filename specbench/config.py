@@ -7,6 +7,7 @@ options of a method are checked by the method's own class when the grid is expan
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -112,7 +113,7 @@ class SyntheticAcceptance(Settings):
     rates: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
         default=None,
         min_length=1,
-        description="Conditional acceptance of each draft position; the last holds beyond.",
+        description="Chance that at least 1, 2, ... draft tokens are accepted: never rising, 0 beyond the last.",
     )
     mean_length: float | None = Field(default=None, ge=1, description="Mean tokens a step, the target's own included.")
     trace: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
@@ -125,6 +126,8 @@ class SyntheticAcceptance(Settings):
     def _has_one_form(self) -> "SyntheticAcceptance":
         if sum(form is not None for form in (self.rates, self.mean_length, self.trace)) != 1:
             raise ValueError("synthetic takes exactly one of rates, mean_length and trace")
+        if self.rates is not None and any(a < b for a, b in pairwise(self.rates)):
+            raise ValueError("the rates of synthetic never rise from one position to the next")
         return self
 
 
@@ -196,9 +199,11 @@ class MeasureSettings(Settings):
     """How often and in how many ways each cell is measured."""
 
     repeats: int = Field(default=3, ge=1, description="Measured passes over all blocks.")
-    warmup: int = Field(default=2, ge=0, description="Passes over the first block of a cell that are thrown away.")
+    warmup: int = Field(
+        default=2, ge=0, description="Passes of every arm on other prompts that are thrown away."
+    )
     processes: int = Field(default=1, ge=1, description="Fresh processes, a further level of repetition.")
-    phase_pass: bool = Field(default=True, description="Measure in a second pass where a step's time goes.")
+    phase_pass: bool = Field(default=True, description="Ask in a second pass of the first repeat where a step's time goes.")
 
     @field_validator("processes")
     @classmethod

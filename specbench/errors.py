@@ -1,14 +1,14 @@
 """Every error that specbench raises on purpose, and the exit code that it ends a command with.
 
-    SpecbenchError                 1  any other fault that a user can mend
-    ├── ConfigError                2  nothing ran: the experiment, an option or a name is wrong
-    │   └── UnknownNameError       2  a method, model, prompt source or recipe that nobody knows
-    ├── UnsupportedError           1  this combination cannot run, and the message says why
-    │   └── ModelRefusedError      1  the model failed its self-test, or has no cache that the core can use
-    ├── ContractError              3  a method broke the contract of specbench.decode.method
-    ├── NotLosslessError           4  a method that claims to be lossless changed the text
-    ├── ResultsError               1  a results folder cannot be read, or its rows must not be compared
-    └── TrainingError              1  a training run cannot start or go on
+SpecbenchError                 1  any other fault that a user can mend
+├── ConfigError                2  nothing ran: the experiment, an option or a name is wrong
+│   └── UnknownNameError       2  a method, model, prompt source or recipe that nobody knows
+├── UnsupportedError           1  this combination cannot run, and the message says why
+│   └── ModelRefusedError      1  the model failed its self-test, or has no cache that the core can use
+├── ContractError              3  a method broke the contract of specbench.decode.method
+├── NotLosslessError           4  a method that claims to be lossless changed the text
+├── ResultsError               1  a results folder cannot be read, or its rows must not be compared
+└── TrainingError              1  a training run cannot start or go on
 """
 
 from collections.abc import Iterable

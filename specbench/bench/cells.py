@@ -4,13 +4,10 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from operator import mul
 from pathlib import Path
-from typing import cast
 
 from specbench.bench.prompts import Prompt, PromptSet, load_prompts
-from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticAcceptance, SyntheticRule
+from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticRule
 from specbench.decode.acceptance import Rule, Synthetic, rule_for
 from specbench.decode.loop import Decoding, Requests
 from specbench.errors import ConfigError, SpecbenchError
@@ -21,9 +18,6 @@ from specbench.models.zoo import ZOO
 
 MEASUREMENT_VERSION = 1
 """Raised whenever the protocol changes so that old numbers must not stand beside new ones."""
-
-# No draft is deeper, so that conditional acceptance rates need not be known any further.
-_DEEPEST = 128
 
 
 @dataclass(frozen=True)
@@ -214,13 +208,6 @@ def decoding_of(decode: DecodeSettings, target: Source) -> Decoding:
 def rule_of(decode: DecodeSettings) -> Rule:
     """The acceptance rule of the settings."""
     if isinstance(decode.rule, SyntheticRule):
-        return cast(Rule, _synthetic(decode.rule.synthetic))  # frozen, where the protocol's attributes could be set
+        settings = decode.rule.synthetic
+        return Synthetic(rates=settings.rates, mean_length=settings.mean_length, trace=settings.trace)
     return rule_for(decode.rule, decode.temperature)
-
-
-def _synthetic(settings: SyntheticAcceptance) -> Synthetic:
-    """Rates are conditional in an experiment, and the last one holds beyond; the rule wants marginal ones."""
-    if settings.rates is None:
-        return Synthetic(mean_length=settings.mean_length, trace=settings.trace)
-    conditional = [*settings.rates, *[settings.rates[-1]] * _DEEPEST][:_DEEPEST]
-    return Synthetic(rates=tuple(accumulate(conditional, mul)))

@@ -4,8 +4,9 @@ A rule decides for all rows and nodes at once, in tensors of static shape. Lossl
 text as the target's own; ``lossless = False`` follows a lossy rule into every table and figure.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,32 +70,37 @@ class Verification:
         return self.draft_probs[torch.arange(len(nodes), device=nodes.device), rows]
 
 
-class Rule(Protocol):
-    """Accepts a path of a draft tree and names the target's own next token."""
+class Rule(ABC):
+    """Accepts a path of a draft tree and names the target's own next token.
 
-    name: str
-    lossless: bool
-    simulated: bool
-    needs_draft_probs: bool
+    Attributes:
+        name: What experiments and tables call it.
+        lossless: The text keeps the target's own distribution.
+        simulated: The text is not meant to be the target's: it exists to be timed.
+        needs_draft_probs: It asks what a sampled draft was drawn from.
+    """
 
+    name: ClassVar[str]
+    lossless: ClassVar[bool] = True
+    simulated: ClassVar[bool] = False
+    needs_draft_probs: ClassVar[bool] = False
+
+    @abstractmethod
     def decide(self, step: Verification) -> Decision:
         """Decide for every row of one step."""
 
 
-class Greedy:
+class Greedy(Rule):
     """T = 0: a draft token is accepted iff it is the target's most likely token there."""
 
     name = "greedy"
-    lossless = True
-    simulated = False
-    needs_draft_probs = False
 
     def decide(self, step: Verification) -> Decision:
         """Follow the children that equal the argmax."""
         return follow(step, step.sampler.draw(step.logits, step.positions, Stream.TARGET))
 
 
-class Match:
+class Match(Rule):
     """The target samples with noise keyed by position; a draft token is accepted iff it equals that sample.
 
     Lossless for any proposal, and the sampled text is the same for every method and for autoregressive decoding.
@@ -103,16 +109,13 @@ class Match:
     """
 
     name = "match"
-    lossless = True
-    simulated = False
-    needs_draft_probs = False
 
     def decide(self, step: Verification) -> Decision:
         """Follow the children that equal the target's sample."""
         return follow(step, step.sampler.draw(step.logits, step.positions, Stream.TARGET))
 
 
-class Rejection:
+class Rejection(Rule):
     """Speculative sampling: accept x with probability min(1, p(x) / q(x)), else go on with the residual (p - q)+.
 
     One recursion covers chains and trees. A point proposal has q(x) = 1, where the rule equals drawing once from p and
@@ -122,8 +125,6 @@ class Rejection:
     """
 
     name = "rejection"
-    lossless = True
-    simulated = False
     needs_draft_probs = True
 
     def decide(self, step: Verification) -> Decision:
@@ -137,7 +138,7 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Synthetic:
+class Synthetic(Rule):
     """Accepts by prescription, to price a step apart from the quality of a draft. The text is not the model's.
 
     Exactly one source is given; accepted nodes are the first child of their parent. Rates are marginal: ``rates[i]`` is
@@ -146,13 +147,13 @@ class Synthetic:
     with chance 0.3. A trace is walked from a place that depends on the prompt, one entry a step.
     """
 
+    name = "synthetic"
+    lossless = False
+    simulated = True
+
     rates: tuple[float, ...] | None = None
     mean_length: float | None = None
     trace: tuple[int, ...] | None = None
-    name: str = "synthetic"
-    lossless: bool = False
-    simulated: bool = True
-    needs_draft_probs: bool = False
 
     def __post_init__(self) -> None:
         """Check what pydantic cannot: the sources against one another.
@@ -260,7 +261,7 @@ def _reject_along_tree(step: Verification, target_probs: Tensor) -> Decision:
             position = step.positions[rows, child][:, None] - 1
             luck = step.sampler.uniforms(position, rank, Stream.ACCEPT)[:, 0]
             chance = draft.gather(1, token)[:, 0]
-            # Siblings beyond what the draft could still draw (top-k left too few, or float32 did) were not drawn from it.
+            # Where the draft had fewer tokens left than siblings were asked for, the rest were not drawn from it.
             here = here & (chance > 0)
             take = here & (luck * chance < left.gather(1, token)[:, 0])
             refuse = (here & ~take)[:, None]
@@ -288,9 +289,7 @@ def _recover(step: Verification, best: Tensor, residual: Tensor, whole: Tensor) 
     return Decision(best, step.sampler.draw_from(weights, position, Stream.RESIDUAL))
 
 
-RULES: dict[str, type[Greedy] | type[Match] | type[Rejection]] = {
-    rule.name: rule for rule in (Greedy, Match, Rejection)
-}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Greedy, Match, Rejection)}
 
 
 def rule_for(name: str, temperature: float) -> Rule:

@@ -18,7 +18,7 @@ from . import decoding, models, trees
 
 
 @torch.no_grad()
-def logit_difference(name: str, seed: int = 0, rounds: int = 3) -> float:
+def logit_difference(name: str, seed: int = 0, rounds: int = 2) -> float:
     """The largest difference of a logit over a few steps of random trees, each followed by a compaction."""
     generator = torch.Generator().manual_seed(seed)
     module = models.target(name)
@@ -29,7 +29,9 @@ def logit_difference(name: str, seed: int = 0, rounds: int = 3) -> float:
     model.allocate(5, longest + 64)
     padded = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     first = model.prefill(padded, lengths).logits[:, 0]
-    worst = max(float((models.plain_logits(module, text)[-1] - row).abs().max()) for text, row in zip(texts, first, strict=True))
+    worst = max(
+        float((models.plain_logits(module, text)[-1] - row).abs().max()) for text, row in zip(texts, first, strict=True)
+    )
     active = torch.ones(5, dtype=torch.bool)
     roots = torch.randint(0, models.VOCAB, (5,), generator=generator).tolist()
     for _ in range(rounds):
@@ -90,7 +92,10 @@ def _builds() -> Iterator[tuple[str, Callable[[CachedModel, str], Method]]]:
         ("near", [2, 2], "without_replacement"),
         ("far", [2, 2], "top_k"),
     ):
-        yield f"{draft} draft, {proposal} tree {branching}", _draft(draft=draft, tree={"branching": branching, "proposal": proposal})
+        yield (
+            f"{draft} draft, {proposal} tree {branching}",
+            _draft(draft=draft, tree={"branching": branching, "proposal": proposal}),
+        )
     yield "near draft, heuristic stop", _draft(draft="near", gamma=8, stop={"kind": "heuristic", "start": 3})
     yield "near draft, confidence stop", _draft(draft="near", gamma=6, stop={"kind": "confidence", "threshold": 0.2})
     yield "lookup", lambda target, name: decoding.prompt_lookup()
@@ -107,13 +112,18 @@ def arms(*, thorough: bool = False) -> Iterator[Arm]:
             yield Arm(label, build, 8, 0, with_eos=True)
     for most in (1, 2, 3, 7, 13):
         build = _draft(draft="same", gamma=4)
-        yield Arm(f"the target as its own draft, {most} tokens", build, 4, most % 8, with_eos=False, max_new_tokens=most)
+        yield Arm(
+            f"the target as its own draft, {most} tokens", build, 4, most % 8, with_eos=False, max_new_tokens=most
+        )
 
 
 def quick_arms() -> Iterator[Arm]:
     """What planted faults are shown: drafts accepted whole and in part, chain and tree."""
-    yield Arm("the target as its own draft, gamma 4", _draft(draft="same", gamma=4), 5, 0, with_eos=False)
-    yield Arm("tree of the target itself", _draft(draft="same", tree={"branching": [2, 2, 1]}), 5, 0, with_eos=False)
+    yield Arm(
+        "the target as its own draft, gamma 4", _draft(draft="same", gamma=4), 3, 0, with_eos=False, max_new_tokens=14
+    )
+    tree = _draft(draft="same", tree={"branching": [2, 2, 1]})
+    yield Arm("tree of the target itself", tree, 3, 0, with_eos=False, max_new_tokens=14)
 
 
 def eos_for(name: str) -> tuple[int, int]:
@@ -151,7 +161,9 @@ def wrong_rows(name: str, chosen: Iterator[Arm]) -> Outcome:
             expected = models.greedy_continuation(name, prompt, arm.max_new_tokens, eos_ids)
             reason = "eos" if expected[-1] in eos_ids else "length"
             if row.output_ids != expected or row.finish_reason != reason:
-                wrong.append(f"{arm.label}, row {index} of {arm.rows}: {row.output_ids} for {expected}, {row.finish_reason}")
+                wrong.append(
+                    f"{arm.label}, row {index} of {arm.rows}: {row.output_ids} for {expected}, {row.finish_reason}"
+                )
             cut += row.finish_reason == "eos" and row.overshoot_tokens > 0
             ended += row.finish_reason == "eos"
             accepted += sum(row.accepted_per_step)

@@ -18,8 +18,16 @@ class Scripted(Method):
     name = "scripted"
 
     def __init__(
-        self, texts: list[list[int]], vocab: int, *, seed: int = 0, nodes: int = 9, depth: int = 4, pad: float = 0.2,
-        probes: float = 0.0, honesty: float = 0.8,
+        self,
+        texts: list[list[int]],
+        vocab: int,
+        *,
+        seed: int = 0,
+        nodes: int = 9,
+        depth: int = 4,
+        pad: float = 0.2,
+        probes: float = 0.0,
+        honesty: float = 0.8,
     ) -> None:
         super().__init__(Options())
         self.texts, self.vocab, self.nodes, self.depth, self.pad = texts, vocab, nodes, depth, pad

@@ -11,7 +11,6 @@ import torch
 import transformers
 from torch import nn
 
-
 VOCAB = 83
 POSITIONS = 160
 WINDOW = 7  # the windowed families look back so far; prompts and outputs are longer
@@ -37,25 +36,46 @@ def _llama_like(name: str, **extra: object) -> nn.Module:
 
 def _gpt2() -> nn.Module:
     config = transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None,
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=POSITIONS,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     return transformers.GPT2LMHeadModel(config)
 
 
 def _gpt_neox() -> nn.Module:
     config = transformers.GPTNeoXConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=POSITIONS, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     return transformers.GPTNeoXForCausalLM(config)
 
 
 def _opt() -> nn.Module:
     config = transformers.OPTConfig(
-        vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=POSITIONS, word_embed_proj_dim=32, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        vocab_size=VOCAB,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        word_embed_proj_dim=32,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
     )
     return transformers.OPTForCausalLM(config)
 
@@ -132,8 +152,14 @@ def stranger() -> nn.Module:
 def small_vocabulary(vocab: int = 5, seed: int = 0, matrix_std: float = 0.5) -> nn.Module:
     """One layer over a handful of tokens, so that the law of a few tokens can be written down whole."""
     module = _llama_like(
-        "Llama", vocab_size=vocab, num_hidden_layers=1, hidden_size=16, intermediate_size=16, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=32,
+        "Llama",
+        vocab_size=vocab,
+        num_hidden_layers=1,
+        hidden_size=16,
+        intermediate_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
     )
     return scaled(module, seed, matrix_std)
 

@@ -20,7 +20,8 @@ def random_parents(
             open_to = [
                 above
                 for above in range(-1, node)
-                if parents.count(above) < max_children and len(path_nodes_even_below_padding(parents, above + 1)) <= max_depth
+                if parents.count(above) < max_children
+                and len(path_nodes_even_below_padding(parents, above + 1)) <= max_depth
             ]
             parents.append(open_to[int(torch.randint(len(open_to), (), generator=generator))])
         return parents

@@ -73,9 +73,9 @@ def test_a_gpu_that_is_not_there_is_named_in_one_line(folder):
         cells(folder, ONE_CELL.replace("device: cpu", "device: 'cuda:7'"))
 
 
-def test_conditional_rates_become_the_chance_of_a_whole_prefix():
+def test_synthetic_rates_reach_the_rule_as_they_are_written():
     rule = rule_of(DecodeSettings.model_validate({"rule": {"synthetic": {"rates": (0.8, 0.5)}}}))
-    assert rule.rates[:4] == pytest.approx((0.8, 0.4, 0.2, 0.1))
+    assert rule.survival(4) == [0.8, 0.5, 0.0, 0.0]
 
 
 def test_simulated_acceptance_ignores_eos(folder):

@@ -18,8 +18,8 @@ def printed(folder, text, **options):
 
 def test_it_counts_cells_trials_and_batches(folder):
     text = printed(folder, TWO_CELLS)
-    # 4 arms x (3 blocks x 2 repeats x 2 passes + 1 warm-up) in each of two cells
-    assert "2 cells, 8 trials, 104 batches to decode, roughly" in text
+    # 4 arms x (3 blocks x (2 repeats + 1 phase pass) + 1 warm-up) in each of two cells
+    assert "2 cells, 8 trials, 80 batches to decode, roughly" in text
     assert "arms of pico:\n  autoregressive\n  autoregressive-twin\n  draft_model\n  prompt_lookup\n" in text
 
 

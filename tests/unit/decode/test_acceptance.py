@@ -17,24 +17,39 @@ VOCAB = 6
 
 def _sampler(batch: int, temperature: float, seed: int) -> Sampler:
     return Sampler(
-        temperature=temperature, top_k=None, top_p=None, min_new_tokens=0, eos_ids=torch.tensor([], dtype=torch.int64),
-        vocab_size=VOCAB, seed=seed, keys=torch.arange(batch, dtype=torch.int32) + 1000,
-        prompt_lengths=torch.full((batch,), 3), needs_draft_probs=True,
+        temperature=temperature,
+        top_k=None,
+        top_p=None,
+        min_new_tokens=0,
+        eos_ids=torch.tensor([], dtype=torch.int64),
+        vocab_size=VOCAB,
+        seed=seed,
+        keys=torch.arange(batch, dtype=torch.int32) + 1000,
+        prompt_lengths=torch.full((batch,), 3),
+        needs_draft_probs=True,
     )
 
 
-def _step(layout: Layout, tokens: Tensor, logits: Tensor, seed: int, temperature: float = 1.0, **extra: object) -> Verification:
+def _step(
+    layout: Layout, tokens: Tensor, logits: Tensor, seed: int, temperature: float = 1.0, **extra: object
+) -> Verification:
     batch = len(tokens)
     lengths = torch.arange(batch) + 4
     usual = {"proposal": "point", "draft_probs": None, "draft_rows": None}
     return Verification(
-        layout=layout, tokens=tokens, logits=logits, positions=lengths[:, None] + layout.depth + 1,
-        sampler=_sampler(batch, temperature, seed), steps=torch.zeros(batch, dtype=torch.int64),
+        layout=layout,
+        tokens=tokens,
+        logits=logits,
+        positions=lengths[:, None] + layout.depth + 1,
+        sampler=_sampler(batch, temperature, seed),
+        steps=torch.zeros(batch, dtype=torch.int64),
         **{**usual, "max_depth": int(layout.depth.max()), "max_children": 99, **extra},
     )
 
 
-def _random_step(seed: int, proposal: str, *, chain: bool = False, pad: float = 0.0) -> tuple[list[list[int]], Verification]:
+def _random_step(
+    seed: int, proposal: str, *, chain: bool = False, pad: float = 0.0
+) -> tuple[list[list[int]], Verification]:
     """Eight trees of 12 nodes, whose siblings are drawn from a known q, node by node."""
     generator = torch.Generator().manual_seed(seed)
     batch, nodes, depth = 8, 12, 12 if chain else 4
@@ -57,14 +72,18 @@ def _random_step(seed: int, proposal: str, *, chain: bool = False, pad: float = 
                 if proposal == "without_replacement":
                     left[tokens[row, node + 1]] = 0
     probs = None if proposal == "point" else q
-    return rows, _step(layout, tokens, logits, seed, proposal=proposal, draft_probs=probs, max_depth=depth, max_children=3)
+    return rows, _step(
+        layout, tokens, logits, seed, proposal=proposal, draft_probs=probs, max_depth=depth, max_children=3
+    )
 
 
 # ---- greedy, match and point proposals -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pad", [0.0, 0.3])
-@pytest.mark.parametrize(("rule", "stream"), [(Greedy(), None), (Match(), Stream.TARGET), (Rejection(), Stream.RESIDUAL)])
+@pytest.mark.parametrize(
+    ("rule", "stream"), [(Greedy(), None), (Match(), Stream.TARGET), (Rejection(), Stream.RESIDUAL)]
+)
 @pytest.mark.parametrize("seed", range(6))
 def test_following_the_targets_choice_equals_a_walk_down_the_tree(rule, stream, seed, pad):
     rows, step = _random_step(seed, "point", pad=pad)
@@ -108,7 +127,9 @@ def test_rejection_at_temperature_zero_is_greedy():
 # ---- rejection -------------------------------------------------------------------------------------------------------
 
 
-def _assert_equals_sequential(rows: list[list[int]], step: Verification, draft_rows: list[list[int]] | None = None) -> int:
+def _assert_equals_sequential(
+    rows: list[list[int]], step: Verification, draft_rows: list[list[int]] | None = None
+) -> int:
     decision = Rejection().decide(step)
     target = step.logits.double().softmax(-1)
     longest = 0
@@ -169,7 +190,9 @@ def test_a_draft_equal_to_the_target_is_never_refused():
         decision = Rejection().decide(replace(step, draft_probs=step.logits.softmax(-1)))
         for row, parents in enumerate(rows):
             assert int(decision.best[row]) in {0, *range(1, 13)}
-            assert not any(above == int(decision.best[row]) - 1 and trees.path(parents, i) for i, above in enumerate(parents))
+            assert not any(
+                above == int(decision.best[row]) - 1 and trees.path(parents, i) for i, above in enumerate(parents)
+            )
 
 
 def test_siblings_that_the_draft_could_not_draw_are_passed_over():
@@ -248,7 +271,13 @@ def test_a_synthetic_rule_that_cannot_be_is_refused(sources: dict[str, object], 
 
 @pytest.mark.parametrize(
     ("name", "temperature", "expected"),
-    [("auto", 0.0, "greedy"), ("auto", 0.8, "rejection"), ("match", 0.8, "match"), ("match", 0.0, "match"), ("rejection", 0.0, "rejection")],
+    [
+        ("auto", 0.0, "greedy"),
+        ("auto", 0.8, "rejection"),
+        ("match", 0.8, "match"),
+        ("match", 0.0, "match"),
+        ("rejection", 0.0, "rejection"),
+    ],
 )
 def test_auto_is_greedy_at_zero_and_rejection_above(name: str, temperature: float, expected: str):
     assert rule_for(name, temperature).name == expected

@@ -1,4 +1,4 @@
-"""specbench.decode over ten model families, with ``transformers`` as the oracle, and proof that the checks see faults."""
+"""specbench.decode over ten model families, with ``transformers`` as the oracle, and proof that faults are seen."""
 
 import pytest
 
@@ -44,10 +44,10 @@ def test_greedy_ids_of_every_method_equal_transformers_generate_row_by_row(name:
 
 @family
 def test_the_perturbed_draft_is_accepted_in_part(name: str):
-    near = (arm for arm in checks.arms(thorough=True) if arm.label == "near draft, gamma 4")
+    near = (arm for arm in checks.arms(thorough=True) if arm.label == "near draft, gamma 4" and arm.with_eos)
     outcome = checks.wrong_rows(name, near)
-    assert outcome.accepted >= 20
-    assert outcome.refused >= 20
+    assert outcome.accepted >= 10
+    assert outcome.refused >= 10
 
 
 @family

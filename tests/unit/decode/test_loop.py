@@ -30,8 +30,8 @@ def _same(gamma: int = 4, name: str = "llama", **options: object):
 
 def _counts(trace: BatchTrace) -> list[tuple[object, ...]]:
     return [
-        (row.output_ids, row.finish_reason, row.accepted_per_step, row.drafted_depth_per_step, row.drafted_nodes_per_step,
-         row.emitted_per_step, row.overshoot_tokens)
+        (row.output_ids, row.finish_reason, row.accepted_per_step, row.drafted_depth_per_step,
+         row.drafted_nodes_per_step, row.emitted_per_step, row.overshoot_tokens)
         for row in trace.rows
     ]  # fmt: skip
 
@@ -110,7 +110,9 @@ def test_min_new_tokens_gives_the_ids_of_transformers(name: str, least: int):
         assert decoding.ids(trace) == expected
 
 
-@pytest.mark.parametrize("options", [{"gamma": 8}, {"tree": {"branching": [2, 2, 2]}}, {"gamma": 5, "stop": {"kind": "heuristic"}}])
+@pytest.mark.parametrize(
+    "options", [{"gamma": 8}, {"tree": {"branching": [2, 2, 2]}}, {"gamma": 5, "stop": {"kind": "heuristic"}}]
+)
 def test_a_text_may_fill_the_context_to_the_last_position(options: dict[str, object]):
     """gpt2 has a table of 160 positions: an index beyond it is an error, and drafts near the end reach beyond it."""
     prompt = [(7 * i + 3) % models.VOCAB for i in range(models.POSITIONS - 12)]
@@ -140,7 +142,10 @@ def test_a_prompt_of_one_token_is_enough():
 
 
 @pytest.mark.parametrize("draft", ["same", "near", "far"])
-@pytest.mark.parametrize("options", [{"gamma": 3}, {"gamma": 8}, {"tree": {"branching": [2, 2, 1]}}, {"gamma": 7, "stop": {"kind": "heuristic"}}])
+@pytest.mark.parametrize(
+    "options",
+    [{"gamma": 3}, {"gamma": 8}, {"tree": {"branching": [2, 2, 1]}}, {"gamma": 7, "stop": {"kind": "heuristic"}}],
+)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_output_tokens_are_one_and_accepted_plus_one_a_step_less_the_overshoot(draft, options, temperature):
     target = decoding.family("llama")
@@ -154,8 +159,13 @@ def test_output_tokens_are_one_and_accepted_plus_one_a_step_less_the_overshoot(d
         assert len(row.output_ids) == 1 + sum(n + 1 for n in row.accepted_per_step) - row.overshoot_tokens
         assert len(row.output_ids) == 1 + sum(row.emitted_per_step)
         assert all(0 < n <= caps.max_depth + 1 for n in row.emitted_per_step)
-        assert all(a <= d <= caps.max_depth for a, d in zip(row.accepted_per_step, row.drafted_depth_per_step, strict=True))
-        assert all(d <= n <= caps.max_nodes for d, n in zip(row.drafted_depth_per_step, row.drafted_nodes_per_step, strict=True))
+        assert all(
+            a <= d <= caps.max_depth for a, d in zip(row.accepted_per_step, row.drafted_depth_per_step, strict=True)
+        )
+        assert all(
+            d <= n <= caps.max_nodes
+            for d, n in zip(row.drafted_depth_per_step, row.drafted_nodes_per_step, strict=True)
+        )
         # Overshoot belongs to the last step alone.
         assert row.emitted_per_step[:-1] == [n + 1 for n in row.accepted_per_step[:-1]]
 
@@ -221,7 +231,9 @@ def test_a_probe_is_never_accepted_however_right_it_is():
         right = [*text, 0, 0][at : at + 2]
         # Node 0 is right and a probe, node 1 hangs below it; node 2 is right and no probe.
         return TokenTree(
-            torch.tensor([[right[0], right[1], right[0]]]), torch.tensor([[-1, 0, -1]]), probe=torch.tensor([[True, False, False]])
+            torch.tensor([[right[0], right[1], right[0]]]),
+            torch.tensor([[-1, 0, -1]]),
+            probe=torch.tensor([[True, False, False]]),
         )
 
     row = decoding.decode(decoding.family("llama"), Given(make, Caps(3, 2, 2)), PROMPTS[:1], 9).rows[0]
@@ -280,9 +292,9 @@ _CPU = torch.device("cpu")
     ("tree", "caps"),
     [
         pytest.param(lambda: _chain_of(2, rows=4), Caps(2, 2), id="a row is missing"),
-        pytest.param(lambda: TokenTree(torch.zeros(5, dtype=torch.int64)), Caps(2, 2), id="the tokens have no node axis"),
+        pytest.param(lambda: TokenTree(torch.zeros(5, dtype=torch.int64)), Caps(2, 2), id="tokens without a node axis"),
         pytest.param(lambda: _chain_of(4), Caps(3, 3), id="more nodes than the caps say"),
-        pytest.param(lambda: _tree_of([-1, -1], proposal="iid"), Caps(2, 1, 2), id="a sampled draft without its distribution"),
+        pytest.param(lambda: _tree_of([-1, -1], proposal="iid"), Caps(2, 1, 2), id="a draw without its distribution"),
         pytest.param(lambda: _chain_of(3), Caps(3, 2), id="a chain deeper than the caps say"),
         pytest.param(
             lambda: TokenTree(torch.zeros(5, 2, dtype=torch.int64), Topology.from_branching((1, 1), _CPU)),
@@ -293,12 +305,14 @@ _CPU = torch.device("cpu")
         pytest.param(lambda: _tree_of([-1, -3]), Caps(2, 2, 2), id="a parent that is none"),
         pytest.param(lambda: _tree_of([-1, -1, -1]), Caps(3, 1, 2), id="more children than the caps say"),
         pytest.param(
-            lambda: TokenTree(torch.zeros(5, 2, dtype=torch.int64), torch.tensor([[-1, 0]] * 4)), Caps(2, 2), id="a row of parents is missing"
+            lambda: TokenTree(torch.zeros(5, 2, dtype=torch.int64), torch.tensor([[-1, 0]] * 4)),
+            Caps(2, 2), id="a row of parents is missing",
         ),
         pytest.param(
-            lambda: TokenTree(torch.zeros(5, 2, dtype=torch.int64), torch.tensor([[-1]] * 5)), Caps(2, 2), id="a node without a parent"
+            lambda: TokenTree(torch.zeros(5, 2, dtype=torch.int64), torch.tensor([[-1]] * 5)),
+            Caps(2, 2), id="a node without a parent",
         ),
-        pytest.param(lambda: TokenTree.chain(torch.full((5, 1), models.VOCAB)), Caps(1, 1), id="a token that the target does not have"),
+        pytest.param(lambda: TokenTree.chain(torch.full((5, 1), models.VOCAB)), Caps(1, 1), id="an unknown token"),
         pytest.param(lambda: TokenTree.chain(torch.full((5, 1), -1)), Caps(1, 1), id="a token below zero"),
         pytest.param(lambda: TokenTree.chain(torch.zeros(5, 1)), Caps(1, 1), id="tokens that are no integers"),
     ],
@@ -321,8 +335,12 @@ def test_hidden_states_and_top_tokens_of_a_step_equal_those_of_plain_forwards(na
 
     for row, prompt in enumerate(PROMPTS):
         states = plain(list(prompt)).hidden_states
-        torch.testing.assert_close(method.prefill.hidden[post_norm][row, : len(prompt)], states[-1][0], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(method.prefill.hidden[layer_input][row, : len(prompt)], states[1][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            method.prefill.hidden[post_norm][row, : len(prompt)], states[-1][0], atol=1e-4, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            method.prefill.hidden[layer_input][row, : len(prompt)], states[1][0], atol=1e-4, rtol=1e-4
+        )
     moved = 0
     for (tree, root, tokens, lengths), result in list(zip(method.drafts, method.results, strict=True))[:4]:
         nodes = torch.cat([root[:, None], tree.tokens], dim=1)
@@ -382,7 +400,17 @@ def test_the_watch_hears_of_everything_in_order():
 # ---- reading one step late -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"gamma": 3}, {"gamma": 8}, {"tree": {"branching": [2, 2, 1]}}, {"gamma": 6, "stop": {"kind": "heuristic"}}, {"gamma": 6, "stop": {"kind": "confidence", "threshold": 0.2}}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gamma": 3},
+        {"gamma": 8},
+        {"tree": {"branching": [2, 2, 1]}},
+        {"gamma": 6, "stop": {"kind": "heuristic"}},
+        {"gamma": 6, "stop": {"kind": "confidence", "threshold": 0.2}},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("draft", ["same", "near"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_reading_outcomes_one_step_late_changes_nothing(options, draft, temperature, monkeypatch):
@@ -391,7 +419,12 @@ def test_reading_outcomes_one_step_late_changes_nothing(options, draft, temperat
     def run(most: int, eos: tuple[int, ...]) -> BatchTrace:
         method = decoding.draft_model(target, decoding.drafts_of("gemma2"), draft=draft, **options)
         return decoding.decode(
-            target, method, PROMPTS, most, eos_ids=eos, temperature=temperature,
+            target,
+            method,
+            PROMPTS,
+            most,
+            eos_ids=eos,
+            temperature=temperature,
             rule=Rejection() if temperature else Match(),
         )
 
@@ -425,8 +458,20 @@ def test_reading_late_changes_nothing_for_lookup_and_random_trees(name: str, mon
 # ---- no host synchronisation -----------------------------------------------------------------------------------------
 
 _FORBIDDEN_OPS = (
-    "_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "item", "_unique2", "argwhere",
-    "repeat_interleave.Tensor", "bincount", "unique_consecutive", "nonzero_numpy", "allclose",
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "masked_select",
+    "unique",
+    "equal",
+    "item",
+    "_unique2",
+    "argwhere",
+    "repeat_interleave.Tensor",
+    "bincount",
+    "unique_consecutive",
+    "nonzero_numpy",
+    "allclose",
 )
 _FORBIDDEN_CALLS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy")
 
@@ -440,11 +485,13 @@ class _NoQuestions(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().removeprefix("aten::")
-        assert name.split(".")[0] not in _FORBIDDEN_OPS and name not in _FORBIDDEN_OPS, f"{name} waits for the device"
+        assert not {name, name.split(".")[0]} & set(_FORBIDDEN_OPS), f"{name} waits for the device"
         if name.split(".")[0] in {"index", "index_put", "index_put_", "_index_put_impl_"}:
             indices = [index for index in args[1] if isinstance(index, Tensor)]
             assert all(index.dtype is not torch.bool for index in indices), f"{name} by a mask waits for the device"
-        assert name.split(".")[0] != "lift_fresh", "a tensor is made from Python numbers: a copy that waits for the device"
+        assert name.split(".")[0] != "lift_fresh", (
+            "a tensor is made from Python numbers: a copy that waits for the device"
+        )
         if not func.is_view and name.split(".")[0] not in {"detach", "alias", "_unsafe_view"}:
             self.launches.append(name)
         return func(*args, **(kwargs or {}))
@@ -484,11 +531,17 @@ def _asked(call: str):
     return fail
 
 
-_RULES = [pytest.param(None, 0.0, id="greedy"), pytest.param(Match(), 0.8, id="match"), pytest.param(Rejection(), 0.8, id="rejection")]
+_RULES = [
+    pytest.param(None, 0.0, id="greedy"),
+    pytest.param(Match(), 0.8, id="match"),
+    pytest.param(Rejection(), 0.8, id="rejection"),
+]
 _QUIET = {
     "autoregressive": lambda target: decoding.autoregressive(),
     "chain": lambda target: decoding.draft_model(target, decoding.drafts_of("llama"), draft="near", gamma=3),
-    "tree": lambda target: decoding.draft_model(target, decoding.drafts_of("llama"), draft="near", tree={"branching": [2, 2]}),
+    "tree": lambda target: decoding.draft_model(
+        target, decoding.drafts_of("llama"), draft="near", tree={"branching": [2, 2]}
+    ),
     "tree drawn with replacement": lambda target: decoding.draft_model(
         target, decoding.drafts_of("llama"), draft="near", tree={"branching": [2, 2], "proposal": "iid"}
     ),
@@ -516,7 +569,11 @@ def test_no_phase_of_a_step_asks_the_device_anything(method, rule, temperature, 
     assert set(sentry.launches) == {"draft", "verify", "accept", "update"}
 
 
-@pytest.mark.parametrize("rule", [Synthetic(mean_length=2.2), Synthetic(rates=(0.7, 0.2)), Synthetic(trace=(0, 2))], ids=["mean", "rates", "trace"])
+@pytest.mark.parametrize(
+    "rule",
+    [Synthetic(mean_length=2.2), Synthetic(rates=(0.7, 0.2)), Synthetic(trace=(0, 2))],
+    ids=["mean", "rates", "trace"],
+)
 def test_the_synthetic_rule_asks_the_device_nothing(rule, monkeypatch):
     _watched("chain", rule, 0.0, PROMPTS, monkeypatch)
 
@@ -557,7 +614,9 @@ def test_a_method_that_reads_the_text_on_the_host_is_counted_once_a_step():
 
 def test_a_stopping_draft_is_counted_for_every_token_it_asks_about():
     target = decoding.family("llama")
-    method = decoding.draft_model(target, decoding.drafts_of("llama"), draft="near", gamma=4, stop={"kind": "confidence", "threshold": 0.0})
+    method = decoding.draft_model(
+        target, decoding.drafts_of("llama"), draft="near", gamma=4, stop={"kind": "confidence", "threshold": 0.0}
+    )
     trace = decoding.decode(target, method, PROMPTS)
     assert set(trace.syncs_per_step) == {3}
 
@@ -576,6 +635,9 @@ def test_a_target_with_padded_vocabulary_rows_never_emits_them():
     prompts = [[token % 60 for token in prompt] for prompt in PROMPTS]
     assert max(map(max, decoding.ids(decoding.decode(whole, decoding.autoregressive(), prompts)))) >= 60
     for rule, temperature in ((Match(), 0.0), (Match(), 1.5), (Rejection(), 1.5)):
-        for method in (decoding.autoregressive(), decoding.draft_model(narrow, {"d": models.stranger()}, draft="d", gamma=3)):
+        for method in (
+            decoding.autoregressive(),
+            decoding.draft_model(narrow, {"d": models.stranger()}, draft="d", gamma=3),
+        ):
             trace = decoding.decode(narrow, method, prompts, rule=rule, temperature=temperature)
             assert max(map(max, decoding.ids(trace))) < 60

@@ -20,8 +20,14 @@ INF = float("inf")
 
 def make(batch: int = 1, vocab: int = 61, **options: object) -> Sampler:
     defaults = {
-        "temperature": 0.8, "top_k": None, "top_p": None, "min_new_tokens": 0, "vocab_size": vocab, "seed": 0,
-        "eos_ids": torch.tensor([], dtype=torch.int64), "keys": torch.arange(batch, dtype=torch.int32),
+        "temperature": 0.8,
+        "top_k": None,
+        "top_p": None,
+        "min_new_tokens": 0,
+        "vocab_size": vocab,
+        "seed": 0,
+        "eos_ids": torch.tensor([], dtype=torch.int64),
+        "keys": torch.arange(batch, dtype=torch.int32),
         "prompt_lengths": torch.full((batch,), 5),
     }
     return Sampler(**{**defaults, **options})
@@ -79,9 +85,15 @@ def test_gumbel_noise_has_the_gumbel_law():
 
 
 def test_large_gumbel_values_are_as_frequent_as_they_should_be():
-    """They decide; a coarse uniform near one would cut them off. P(G > 12) = 6.1e-6, 24.6 of four million."""
+    """They decide. P(G > 12) = 6.1e-6, 24.6 of four million."""
     bits = hash32(3, 1, torch.arange(2000)[:, None], torch.arange(2000))
     assert 8 <= int((gumbel(bits) > 12).sum()) <= 50
+
+
+def test_the_largest_gumbel_value_is_that_of_one_in_four_billion():
+    """A float32 uniform next to one has steps of 2**-24 and would cut the noise off at 16.6."""
+    ends = torch.tensor([0, 1, 2, 3, -1, -2, -3, -4, 2**31 - 1, -(2**31)], dtype=torch.int32)
+    assert float(gumbel(ends).max()) > 22
 
 
 def test_noise_is_the_same_when_it_is_asked_for_again():
@@ -117,7 +129,9 @@ def test_noise_changes_with_each_of_its_keys(what: str):
 def test_ranks_of_one_position_never_meet_those_of_the_next():
     sampler = make(1, 5)
     seen = {
-        float(sampler.uniforms(torch.tensor([[position]]), rank, Stream.ACCEPT)) for position in range(50) for rank in range(16)
+        float(sampler.uniforms(torch.tensor([[position]]), rank, Stream.ACCEPT))
+        for position in range(50)
+        for rank in range(16)
     }
     assert len(seen) == 50 * 16
 
@@ -146,7 +160,9 @@ def test_the_largest_scores_are_draws_without_replacement_in_order():
     pairs = scores[:, 0].topk(2).indices
     law = logits[0, 0].double().softmax(-1)
     expected = law[:, None] * law / (1 - law[:, None])
-    counts = torch.zeros(4, 4, dtype=torch.float64).index_put_(tuple(pairs.T), torch.ones(60_000).double(), accumulate=True)
+    counts = torch.zeros(4, 4, dtype=torch.float64).index_put_(
+        tuple(pairs.T), torch.ones(60_000).double(), accumulate=True
+    )
     off = ~torch.eye(4, dtype=torch.bool)
     assert stats.chisquare(counts[off].numpy(), (expected[off] * 60_000).numpy()).pvalue > 1e-4
 
@@ -156,7 +172,17 @@ def test_the_largest_scores_are_draws_without_replacement_in_order():
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1.0, None, None), (0.8, None, None), (0.3, 5, None), (1.7, None, 0.9), (0.8, 10, 0.5), (1.0, 1, None), (1.0, None, 1e-9), (1.0, 61, 1.0), (0.8, 200, 0.99)],
+    [
+        (1.0, None, None),
+        (0.8, None, None),
+        (0.3, 5, None),
+        (1.7, None, 0.9),
+        (0.8, 10, 0.5),
+        (1.0, 1, None),
+        (1.0, None, 1e-9),
+        (1.0, 61, 1.0),
+        (0.8, 200, 0.99),
+    ],
 )
 def test_warped_distributions_equal_those_of_transformers(temperature, top_k, top_p):
     torch.manual_seed(3)

@@ -41,23 +41,32 @@ def _recurrent_gemma() -> nn.Module:
 
 def _hybrid() -> nn.Module:
     config = transformers.Qwen3NextConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, layer_types=["linear_attention", "full_attention"], **SMALL,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        **SMALL,
     )
     return transformers.Qwen3NextForCausalLM(config)
 
 
 def _falcon_alibi() -> nn.Module:
-    config = transformers.FalconConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, **SMALL
-    )
+    config = transformers.FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, **SMALL)
     return transformers.FalconForCausalLM(config)
 
 
 def _gpt_neo(window: int) -> nn.Module:
     config = transformers.GPTNeoConfig(
-        hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=window,
-        max_position_embeddings=160, **SMALL,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=window,
+        max_position_embeddings=160,
+        **SMALL,
     )
     return transformers.GPTNeoForCausalLM(config)
 
@@ -90,7 +99,9 @@ def _admit(module: nn.Module, name: str) -> None:
         pytest.param(_recurrent_gemma, "cannot be rolled back", id="recurrent_gemma, which mixes a state in"),
         pytest.param(_hybrid, "cannot be rolled back", id="a hybrid of linear and full attention"),
         pytest.param(_falcon_alibi, "falcon", id="falcon with alibi, which fails on our masks"),
-        pytest.param(lambda: _gpt_neo(4), "its logits over a token tree differ", id="gpt_neo with a window it does not tell"),
+        pytest.param(
+            lambda: _gpt_neo(4), "its logits over a token tree differ", id="gpt_neo with a window it does not tell"
+        ),
     ],
 )
 def test_a_model_that_the_core_cannot_run_is_refused_with_a_reason(build, reason):

@@ -74,28 +74,40 @@ def _accepted(trace: BatchTrace) -> float:
 
 
 def test_under_rejection_the_targets_own_weights_are_accepted_whole():
-    for options in ({"gamma": 4}, {"tree": {"branching": [2, 2], "proposal": "iid"}}, {"tree": {"branching": [2, 2], "proposal": "without_replacement"}}):
+    for options in (
+        {"gamma": 4},
+        {"tree": {"branching": [2, 2], "proposal": "iid"}},
+        {"tree": {"branching": [2, 2], "proposal": "without_replacement"}},
+    ):
         method, _, trace = _seen("same", how={"rule": Rejection(), "temperature": 0.8}, **options)
         assert all(n == method.caps().max_depth for row in trace.rows for n in row.accepted_per_step)
 
 
 @pytest.mark.parametrize(
     ("proposal", "temperature", "kind"),
-    [("auto", 0.8, "iid"), ("sample", 0.8, "iid"), ("argmax", 0.8, "point"), ("auto", 0.0, "point"), ("sample", 0.0, "point")],
+    [
+        ("auto", 0.8, "iid"),
+        ("sample", 0.8, "iid"),
+        ("argmax", 0.8, "point"),
+        ("auto", 0.0, "point"),
+        ("sample", 0.0, "point"),
+    ],
 )
-def test_a_chain_is_sampled_above_temperature_zero_unless_argmax_is_asked_for(proposal: str, temperature: float, kind: str):
+def test_a_chain_is_sampled_above_temperature_zero_unless_argmax_is_asked_for(
+    proposal: str, temperature: float, kind: str
+):
     _, drafts, _ = _seen(gamma=3, proposal=proposal, how={"rule": Rejection(), "temperature": temperature})
     assert {tree.proposal for tree, _, _ in drafts} == {kind}
 
 
-@pytest.mark.parametrize(("proposal", "kind"), [("top_k", "point"), ("iid", "iid"), ("without_replacement", "without_replacement")])
+@pytest.mark.parametrize(
+    ("proposal", "kind"), [("top_k", "point"), ("iid", "iid"), ("without_replacement", "without_replacement")]
+)
 def test_a_tree_says_how_its_children_came_about(proposal: str, kind: str):
     tree = {"branching": [3, 2], "proposal": proposal}
     _, drafts, _ = _seen(tree=tree, how={"rule": Rejection(), "temperature": 0.8})
     assert {tree.proposal for tree, _, _ in drafts} == {kind}
-    repeated = [
-        len({int(tree.tokens[row, i]) for i in range(3)}) < 3 for tree, row, _ in _live(drafts)
-    ]
+    repeated = [len({int(tree.tokens[row, i]) for i in range(3)}) < 3 for tree, row, _ in _live(drafts)]
     assert any(repeated) is (proposal == "iid")
 
 
@@ -182,9 +194,7 @@ def test_more_children_than_the_vocabulary_has_tokens_is_refused_in_words():
 
 def test_a_draft_with_a_shorter_context_than_the_batch_needs_is_noticed():
     """The draft would go on with wrong positions: lossless, and its acceptance would be reported as its own."""
-    short = models.scaled(
-        models._llama_like("Llama", num_hidden_layers=1, max_position_embeddings=20), seed=1
-    )
+    short = models.scaled(models._llama_like("Llama", num_hidden_layers=1, max_position_embeddings=20), seed=1)
     target = decoding.family("llama")
     method: Method = decoding.draft_model(target, {"d": short}, draft="d", gamma=2)
     with pytest.raises(Exception, match="20"):

@@ -24,8 +24,10 @@ def _lookup(text: list[int], **options: int) -> list[int]:
         pytest.param([1, 2, 1], {"gamma": 8}, [2, 1], id="the proposal ends where the text ends"),
         pytest.param([1, 2, 3, 9, 7, 3], {"min_ngram": 2}, [], id="a match below min_ngram does not count"),
         pytest.param([2, 3, 9, 5, 2, 3], {"max_ngram": 1, "gamma": 1}, [9], id="max_ngram is a limit, not a demand"),
-        pytest.param([1, 2, 3, 8, 2, 3, 7, 1, 2, 3], {"max_ngram": 2, "gamma": 1}, [7], id="within max_ngram the latest wins"),
-        pytest.param(list(range(20)) + [0, 1], {"gamma": 5}, [2, 3, 4, 5, 6], id="no more than gamma tokens"),
+        pytest.param(
+            [1, 2, 3, 8, 2, 3, 7, 1, 2, 3], {"max_ngram": 2, "gamma": 1}, [7], id="within max_ngram the latest wins"
+        ),
+        pytest.param([*range(20), 0, 1], {"gamma": 5}, [2, 3, 4, 5, 6], id="no more than gamma tokens"),
     ],
 )
 def test_lookup(text: list[int], options: dict[str, int], expected: list[int]):
