@@ -19,10 +19,10 @@ demo: $(BIN)/.installed
 	$(BIN)/specbench report $(RESULTS)/quickstart
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto
 
 test-all: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --slow
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

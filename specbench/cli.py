@@ -155,9 +155,10 @@ def train(
 
     import torch
 
+    from specbench.models.zoo import ZOO
     from specbench.train.family import train_member
 
-    folder = train_member(name, out or _zoo(), work, dtype=getattr(torch, dtype), report=_print_point)
+    folder = train_member(name, out or ZOO, work, dtype=getattr(torch, dtype), report=_print_point)
     typer.echo(f"wrote {folder}")
 
 
@@ -166,11 +167,12 @@ def list_all() -> None:
     """List the methods, the embedded models, the prompt sources and the experiments."""
     from specbench import registry
     from specbench.config import PROMPT_SOURCES
+    from specbench.models.zoo import ZOO
     from specbench.train.recipes import RECIPES
 
     models = {
         name: f"{recipe.role}, {recipe.shape.layers} layers of width {recipe.shape.hidden}"
-        + ("" if (_zoo() / name).is_dir() else f"; not built yet: specbench train {name}")
+        + ("" if (ZOO / name).is_dir() else f"; not built yet: specbench train {name}")
         for name, recipe in RECIPES.items()
     }
     _print_section("methods", dict.fromkeys(registry.names(), ""))
@@ -180,6 +182,7 @@ def list_all() -> None:
         {
             **PROMPT_SOURCES,
             "FILE.jsonl": "a line each, with the key prompt or turns",
+            "FILE.txt": "a prompt a line",
             "OWNER/NAME": "a hub data set",
         },
     )
@@ -202,10 +205,6 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _zoo() -> Path:
-    return Path(__file__).parent / "zoo"
 
 
 def _print_point(recipe: Any, point: Any) -> None:

@@ -68,7 +68,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("pico", "target", Shape(10, 384, 6, 1024), Schedule(steps=1000)),
-        Recipe("pico-wide", "draft", Shape(2, 320, 5, 640), Schedule(steps=450), "pico", 0.8),
-        Recipe("pico-deep", "draft", Shape(8, 160, 5, 480), Schedule(steps=450), "pico", 0.8),
+        Recipe("pico-wide", "draft", Shape(2, 320, 5, 640), Schedule(steps=350), "pico", 0.8),
+        Recipe("pico-deep", "draft", Shape(8, 160, 5, 480), Schedule(steps=350), "pico", 0.8),
     )
 }

@@ -70,7 +70,7 @@ class Arm(NamedTuple):
     rows: int
     first: int
     with_eos: bool
-    max_new_tokens: int = 24
+    max_new_tokens: int = 16
 
 
 def _draft(**options: object) -> Callable[[CachedModel, str], Method]:
@@ -106,10 +106,11 @@ def arms(*, thorough: bool = False) -> Iterator[Arm]:
     """Every method over batches of 1 to 8 rows, in turn with and without EOS (thorough: both), some cut by length."""
     sizes, firsts = cycle((8, 3, 5, 1, 7, 2, 6, 4)), cycle(range(8))
     for number, (label, build) in enumerate(_builds()):
+        most = 24 if thorough else 16
         if thorough or number % 2 == 0:
-            yield Arm(label, build, next(sizes), next(firsts), with_eos=False)
+            yield Arm(label, build, next(sizes), next(firsts), with_eos=False, max_new_tokens=most)
         if thorough or number % 2 == 1:
-            yield Arm(label, build, 8, 0, with_eos=True)
+            yield Arm(label, build, 8, 0, with_eos=True, max_new_tokens=most)
     for most in (1, 2, 3, 7, 13):
         build = _draft(draft="same", gamma=4)
         yield Arm(
@@ -128,13 +129,13 @@ def quick_arms() -> Iterator[Arm]:
 
 def eos_for(name: str) -> tuple[int, int]:
     """Two tokens that end the eight rows in as many different places as any two do."""
-    texts = [models.greedy_continuation(name, prompt, 24) for prompt in models.PROMPTS]
+    texts = [models.greedy_continuation(name, prompt, 16) for prompt in models.PROMPTS]
     seen = sorted({token for text in texts for token in text})
-    ends = {token: [text.index(token) if token in text else 24 for text in texts] for token in seen}
+    ends = {token: [text.index(token) if token in text else 16 for text in texts] for token in seen}
 
     def variety(pair: tuple[int, int]) -> tuple[int, int]:
         places = [min(a, b) for a, b in zip(ends[pair[0]], ends[pair[1]], strict=True)]
-        return len({place for place in places if 0 < place < 23}), sum(places)
+        return len({place for place in places if 0 < place < 15}), sum(places)
 
     return max(((a, b) for a in seen for b in seen if a < b), key=variety)
 
