@@ -18,15 +18,19 @@ from . import decoding, models, trees
 
 
 @torch.no_grad()
-def logit_difference(name: str, seed: int = 0, rounds: int = 2) -> float:
-    """The largest difference of a logit over a few steps of random trees, each followed by a compaction."""
+def logit_difference(name: str, seed: int = 0, rounds: int = 2, *, deep: bool = False) -> float:
+    """The largest difference of a logit over a few steps of random trees, each followed by a compaction.
+
+    Deep trees have paths longer than the window of the windowed families.
+    """
     generator = torch.Generator().manual_seed(seed)
+    size, depth = (18, 17) if deep else (7, 4)
     module = models.target(name)
     model = decoding.family(name)
     texts = [list(prompt) for prompt in models.PROMPTS[:5]]
     lengths = torch.tensor([len(text) for text in texts])
     longest = int(lengths.max())
-    model.allocate(5, longest + 64)
+    model.allocate(5, longest + 96)
     padded = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     first = model.prefill(padded, lengths).logits[:, 0]
     worst = max(
@@ -35,14 +39,18 @@ def logit_difference(name: str, seed: int = 0, rounds: int = 2) -> float:
     active = torch.ones(5, dtype=torch.bool)
     roots = torch.randint(0, models.VOCAB, (5,), generator=generator).tolist()
     for _ in range(rounds):
-        parents = trees.random_parents(5, 7, generator, max_depth=4, pad=0.2)
-        tokens = torch.randint(0, models.VOCAB, (5, 8), generator=generator)
+        parents = (
+            [trees.late_chain(size, row + 2) for row in range(5)]
+            if deep
+            else trees.random_parents(5, size, generator, max_depth=depth, pad=0.2)
+        )
+        tokens = torch.randint(0, models.VOCAB, (5, size + 1), generator=generator)
         tokens[:, 0] = torch.tensor(roots)
-        layout = lay_out(torch.tensor(parents), max_depth=4)
+        layout = lay_out(torch.tensor(parents), max_depth=depth)
         logits = model.verify(layout, tokens, lengths, active, int(lengths.max())).logits
         kept = []
         for row, text in enumerate(texts):
-            alive = [0, *(node + 1 for node in range(7) if trees.path(parents[row], node) is not None)]
+            alive = [0, *(node + 1 for node in range(size) if trees.path(parents[row], node) is not None)]
             for node in alive:
                 way = [text[0:], [roots[row]], [int(tokens[row, i]) for i in trees.path_nodes(parents[row], node)[1:]]]
                 sequence = [token for part in way for token in part]

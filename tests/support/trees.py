@@ -29,6 +29,11 @@ def random_parents(
     return [one() for _ in range(batch)]
 
 
+def late_chain(num_nodes: int, children: int) -> list[int]:
+    """A chain that hangs from the last of several children of the root, so that node numbers run ahead of depths."""
+    return [-1] * children + list(range(children - 1, num_nodes - 1))
+
+
 def path_nodes_even_below_padding(parents: list[int], node: int) -> list[int]:
     """The way from the root (0) to ``node``, where padding counts as a child of the root."""
     way = [node]

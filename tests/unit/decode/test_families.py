@@ -32,6 +32,11 @@ def test_logits_over_trees_equal_plain_uncached_forwards(name: str):
 
 
 @family
+def test_logits_over_trees_deeper_than_the_window_equal_plain_uncached_forwards(name: str):
+    assert checks.logit_difference(name, deep=True) < 1e-4
+
+
+@family
 def test_greedy_ids_of_every_method_equal_transformers_generate_row_by_row(name: str):
     outcome = checks.wrong_rows(name, checks.arms())
     assert outcome.wrong == []

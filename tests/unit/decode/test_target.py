@@ -226,6 +226,27 @@ def test_every_forward_but_no_prefill_goes_through_the_pacer():
     assert entered == [1]
 
 
+def test_padding_nodes_and_rows_that_are_done_leave_no_keys_behind():
+    model = decoding.family("llama")
+    model.allocate(2, 20)
+    model.prefill(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2]))
+    before = model.cache.slab.clone()
+    layout = lay_out(torch.tensor([[-1, -2, 0], [-1, -1, 0]]), max_depth=2)
+    tokens = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
+    model.verify(layout, tokens, torch.tensor([2, 2]), torch.tensor([True, False]), 2)
+    written = (model.cache.slab != before)[:, :, :, :-1].flatten(-2).any(-1).all(0).all(0)
+    assert written[0].nonzero().flatten().tolist() == [2, 3, 5]
+    assert written[1].nonzero().flatten().tolist() == []
+
+
+def test_padding_in_a_prompt_leaves_no_keys_behind():
+    model = decoding.family("llama")
+    model.allocate(2, 20)
+    model.prefill(torch.tensor([[1, 2, 0, 0], [3, 4, 5, 6]]), torch.tensor([2, 4]))
+    written = (model.cache.slab != 0)[:, :, :, :-1].flatten(-2).any(-1).all(0).all(0)
+    assert written.sum(1).tolist() == [2, 4]
+
+
 def test_padding_in_a_prompt_is_never_seen():
     model = decoding.family("mistral")
     model.allocate(2, 40)
