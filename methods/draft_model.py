@@ -7,12 +7,13 @@ arXiv 2305.09781, and Jeon et al., arXiv 2402.14160, for trees drawn with and wi
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from specbench.decode.method import Caps, LoadContext, Method, Options, Prefill, RowView, StepResult, TokenTree
 from specbench.decode.target import CachedModel, Nodes
 from specbench.decode.tree import Layout, Topology, lay_out
+from specbench.errors import UnsupportedError
 
 
 class Tree(Options):
@@ -46,8 +47,14 @@ class DraftModelOptions(Options):
     proposal: Literal["auto", "argmax", "sample"] = Field(
         "auto", description="chain: the draft's most likely token, or a draw; auto draws above temperature 0"
     )
-    tree: Tree | None = Field(None, description="draft a tree of this shape; gamma is then its depth")
+    tree: Tree | None = Field(None, description="draft a tree of this shape; its depth then stands for gamma")
     stop: Stop = Field(Stop(), description="when a chain ends early")
+
+    @model_validator(mode="after")
+    def _tree_or_chain(self) -> "DraftModelOptions":
+        if self.tree is not None and (self.stop.kind != "fixed" or self.proposal != "auto"):
+            raise ValueError("a tree has no stop, and its proposal is the tree's own: leave stop and proposal out")
+        return self
 
 
 class DraftModel(Method):
@@ -63,6 +70,11 @@ class DraftModel(Method):
         """Take the draft model, and lay out the tree where there is one."""
         self.model = context.draft_model(self.options.draft)
         if self.options.tree is not None:
+            if max(self.options.tree.branching) > context.target.vocab_size:
+                raise UnsupportedError(
+                    f"a node with {max(self.options.tree.branching)} children, and the vocabulary has "
+                    f"{context.target.vocab_size} tokens"
+                )
             self._topology = Topology.from_branching(tuple(self.options.tree.branching), self.model.device)
             self._layout = lay_out(self._topology.parents[None], len(self.options.tree.branching))
 
@@ -79,6 +91,7 @@ class DraftModel(Method):
 
     def begin(self, view: RowView, prefill: Prefill) -> None:
         """Read the prompts with the draft model."""
+        self._check_context(view)
         self.model.allocate(len(view.root), view.capacity)
         self.model.prefill(prefill.tokens, prefill.lengths)
         self._chain_limit = torch.full_like(view.root, min(self.options.stop.start, self.options.gamma))
@@ -96,6 +109,13 @@ class DraftModel(Method):
             whole = result.accepted_tokens >= self._drafted
             limit = torch.where(whole, self._chain_limit + 2, self._chain_limit - 1)
             self._chain_limit = limit.clamp(1, self.options.gamma)
+
+    def _check_context(self, view: RowView) -> None:
+        positions, last = self.model.max_positions, view.tokens.shape[1] - 1
+        if positions is not None and last > positions:
+            raise UnsupportedError(
+                f"the draft {self.model.name} has {positions} positions, and prompts with new tokens take {last}"
+            )
 
     def _catch_up(self, view: RowView) -> Tensor:
         """Logits after the root, (B, 1, rows of the vocabulary).

@@ -6,6 +6,7 @@ text as the target's own; ``lossless = False`` follows a lossy rule into every t
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -191,13 +192,17 @@ class Synthetic(Rule):
         return Decision(best, _at(step.logits, best)[..., : step.sampler.vocab_size].argmax(-1))
 
     def _wanted_depth(self, step: Verification) -> Tensor:
-        sampler = step.sampler
+        sampler, device = step.sampler, step.sampler.keys.device
         if self.trace is not None:
-            lengths = torch.tensor(self.trace, device=sampler.keys.device)
-            return lengths[(sampler.keys.abs() + step.steps) % len(self.trace)]
-        survival = torch.tensor(self.survival(step.max_depth), device=sampler.keys.device)
+            return _constant(self.trace, device)[(sampler.keys.abs() + step.steps) % len(self.trace)]
         luck = sampler.uniforms(step.positions[:, :1], 0, Stream.ACCEPT)
-        return (luck < survival).sum(-1)
+        return (luck < _constant(tuple(self.survival(step.max_depth)), device)).sum(-1)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A tensor that is copied to the device once, not in every step."""
+    return torch.tensor(values, device=device)
 
 
 def _at(values: Tensor, nodes: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from specbench.decode.method import Caps, HostReads, Method, Needs, Prefill, Row
 from specbench.decode.sampling import Sampler, Stream
 from specbench.decode.target import CachedModel, Output
 from specbench.decode.trace import BatchTrace, NullWatch, RowTrace, Watch
-from specbench.decode.tree import Layout, path_to
+from specbench.decode.tree import Layout, Topology, lay_out, path_to, sibling_ranks
 from specbench.errors import ConfigError, ContractError
 
 
@@ -143,6 +143,7 @@ class _Batch:
         while not reader.finished:
             with watch.phase("draft"), self.draft_pacer:
                 tree = self.method.draft(self.view(state))
+            self.check(tree)
             with watch.phase("verify"):
                 layout, tokens = self.place(tree, state)
                 output = self.target.verify(
@@ -157,6 +158,8 @@ class _Batch:
                 self.method.update(self.view(state), result)
             reader.push(layout, emission, before.active, state)
             watch.step()
+        # Steps that were launched before the end was known are nobody's.
+        del self.trace.syncs_per_step[self.trace.steps :]
         watch.finish(self.trace.steps)
         return self.trace
 
@@ -188,9 +191,20 @@ class _Batch:
             host=self.host,
         )
 
+    def check(self, tree: TokenTree) -> None:
+        """Hold a draft to the contract: its form always, its values where reading them costs no wait.
+
+        Raises:
+            ContractError: With the method's name and what is wrong.
+        """
+        fault = _form_fault(tree, self.caps, len(self.prompt_lengths))
+        if fault is None and tree.tokens.device.type == "cpu":
+            fault = _value_fault(tree, self.caps, self.sampler.vocab_size)
+        if fault is not None:
+            raise ContractError(f"method {self.method.name}: {fault}")
+
     def place(self, tree: TokenTree, state: State) -> tuple[Layout, Tensor]:
-        """The draft as the target will see it: checked, with the root in front."""
-        _check_draft(self.method.name, tree, self.caps, len(state.root))
+        """The draft as the target will see it, with the root in front."""
         return tree.layout(self.caps.max_depth), torch.cat([state.root[:, None], tree.tokens], dim=1)
 
     def accept(self, tree: TokenTree, layout: Layout, tokens: Tensor, output: Output, state: State) -> Decision:
@@ -357,18 +371,55 @@ def _check_fit(target: CachedModel, prompt_lengths: list[int], max_new_tokens: i
         )
 
 
-def _check_draft(name: str, tree: TokenTree, caps: Caps, batch: int) -> None:
-    """What can be checked without asking the device."""
-    if tree.tokens.dim() != 2 or len(tree.tokens) != batch:
-        raise ContractError(
-            f"method {name}: draft tokens have shape {tuple(tree.tokens.shape)}, expected ({batch}, nodes)"
-        )
-    if tree.tokens.shape[1] > caps.max_nodes:
-        raise ContractError(
-            f"method {name}: a draft of {tree.tokens.shape[1]} nodes, and its caps say {caps.max_nodes}"
-        )
+def _form_fault(tree: TokenTree, caps: Caps, batch: int) -> str | None:
+    """What shapes and types alone say."""
+    shape = tuple(tree.tokens.shape)
+    if len(shape) != 2 or shape[0] != batch or tree.tokens.dtype != torch.int64:
+        return f"draft tokens are {tree.tokens.dtype} of shape {shape}, expected int64 of shape ({batch}, nodes)"
+    if shape[1] > caps.max_nodes:
+        return f"a draft of {shape[1]} nodes, and its caps say {caps.max_nodes}"
     if tree.proposal != "point" and tree.draft_probs is None:
-        raise ContractError(f"method {name}: a sampled draft needs draft_probs, the distribution it was drawn from")
+        return "a sampled draft needs draft_probs, the distribution it was drawn from"
+    for part in ("drafted", "probe"):
+        given = getattr(tree, part)
+        if given is not None and tuple(given.shape) != shape:
+            return f"{part} has shape {tuple(given.shape)}, and the draft tokens {shape}"
+    return _shape_fault(tree, shape, caps.max_depth)
+
+
+def _shape_fault(tree: TokenTree, shape: tuple[int, ...], max_depth: int) -> str | None:
+    """Whether the parents fit the tokens, and how deep they can be told to be."""
+    depth = 0
+    if tree.parents is None:
+        depth = shape[1]
+    elif isinstance(tree.parents, Topology):
+        depth = len(tree.parents.levels) - 1
+        if len(tree.parents.parents) != shape[1]:
+            return f"a topology of {len(tree.parents.parents)} nodes for {shape[1]} draft tokens"
+    elif tuple(tree.parents.shape) not in {shape, shape[1:]}:
+        return f"parents have shape {tuple(tree.parents.shape)}, and the draft tokens {shape}"
+    if depth > max_depth:
+        return f"a draft of depth {depth}, and its caps say {max_depth}"
+    return None
+
+
+def _value_fault(tree: TokenTree, caps: Caps, vocab_size: int) -> str | None:
+    """What the ids say."""
+    tokens = tree.tokens
+    if tokens.numel() and not bool(((tokens >= 0) & (tokens < vocab_size)).all()):
+        return f"a draft token outside 0..{vocab_size - 1}"
+    if tree.parents is None or isinstance(tree.parents, Topology):
+        return None
+    parents = tree.parents.expand(tokens.shape)
+    if bool(((parents < -2) | (parents >= torch.arange(tokens.shape[1]))).any()):
+        return "a parent that is neither -1, -2 nor an earlier node"
+    layout = lay_out(parents, max(1, tokens.shape[1]))
+    if int(layout.depth.max()) > caps.max_depth:
+        return f"a draft of depth {int(layout.depth.max())}, and its caps say {caps.max_depth}"
+    most = int(sibling_ranks(layout).masked_fill(~layout.eligible, -1).max()) + 1
+    if most > caps.max_children:
+        return f"a node with {most} children, and its caps say {caps.max_children}"
+    return None
 
 
 __all__ = ["Decoding", "Needs", "Requests", "generate"]

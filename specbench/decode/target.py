@@ -76,8 +76,9 @@ class CachedModel:
         self.max_positions = _max_positions(self.config)
         self.pacer: AbstractContextManager[None] = nullcontext()
         _check_interface(module, name)
-        self.kv_shape = _probe_kv_shape(module, name)
         self._masks = _mask_kinds(self.config, name)
+        self.kv_shape = _probe_kv_shape(module, name)
+        _refuse_unknown_windows(self.config, name)
         self._cache: SlabCache | None = None
 
     @property
@@ -272,7 +273,8 @@ def _mask_kinds(config: Any, name: str) -> _MaskKinds:
     kinds = set(getattr(config, "layer_types", None) or ())
     if strange := kinds - _KNOWN_ATTENTION:
         raise ModelRefusedError(
-            f"{name}: layers of type {', '.join(sorted(strange))} keep a state that cannot be rolled back"
+            f"{name}: layers of type {', '.join(sorted(strange))} keep a state that cannot be rolled back, or look "
+            "back in a way that the core does not know"
         )
     window = getattr(config, "sliding_window", None)
     if kinds:
@@ -284,6 +286,21 @@ def _mask_kinds(config: Any, name: str) -> _MaskKinds:
     if getattr(config, "use_sliding_window", True) is False:
         window = None
     return _MaskKinds(window, by_layer_type=False)
+
+
+def _refuse_unknown_windows(config: Any, name: str) -> None:
+    """A limit on how far attention looks back, under a name that we do not know, would be ignored without a word."""
+    known = {"sliding_window", "max_window_layers", "use_sliding_window"}
+    for key, value in vars(config).items():
+        limits = ("window" in key or "attention_chunk" in key) and key not in known
+        if limits and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            raise ModelRefusedError(
+                f"{name}: {key} = {value} limits its attention in a way that the core does not know"
+            )
+    if "local" in str(getattr(config, "attention_types", "")):
+        raise ModelRefusedError(
+            f"{name}: some of its layers attend locally (attention_types), which the core does not know"
+        )
 
 
 def _max_positions(config: Any) -> int | None:
@@ -358,9 +375,28 @@ def self_test(model: CachedModel, seed: int = 0) -> SelfTest:
     roots = [row.pop() for row in prompts]
     saved, model._cache = model._cache, None  # the caller's slab stays untouched
     try:
-        got = _tree_logits(model, prompts, roots, draft, parents, after)
+        return _compared(model, prompts, roots, draft, parents, after)
+    except ModelRefusedError:
+        raise
+    except Exception as error:  # whatever a foreign model raises is its reason
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelRefusedError(
+            f"{model.name} ({type(model.module).__name__}): it fails on a forward over a token tree: {reason}"
+        ) from error
     finally:
         model._cache = saved
+
+
+def _compared(
+    model: CachedModel,
+    prompts: list[list[int]],
+    roots: list[int],
+    draft: list[list[int]],
+    parents: list[list[int]],
+    after: list[list[int]],
+) -> SelfTest:
+    """The comparison itself."""
+    got = _tree_logits(model, prompts, roots, draft, parents, after)
     reference, own_noise, scale = [], 0.0, 0.0
     for row, expected in enumerate(_sequences(prompts, roots, draft, parents, after)):
         for tokens, node in expected:

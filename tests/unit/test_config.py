@@ -350,7 +350,9 @@ def test_reading_an_experiment_imports_no_torch():
 
 def test_a_prompt_template_needs_one_place_for_the_prompt(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("name: a\ntargets: [pico]\nprompts: {source: a.txt, count: 1, template: 'USER: {promt}'}\n"
-                    "methods: [autoregressive]\n")
+    file.write_text(
+        "name: a\ntargets: [pico]\nprompts: {source: a.txt, count: 1, template: 'USER: {promt}'}\n"
+        "methods: [autoregressive]\n"
+    )
     with pytest.raises(ConfigError, match=r"a.yaml:3: prompts.template: must hold \{prompt\} once"):
         load(file)

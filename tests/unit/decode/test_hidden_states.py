@@ -1,6 +1,7 @@
 """specbench.decode: what a method that asks for hidden states and top tokens is given."""
 
 import torch
+
 from specbench.decode.loop import Decoding, Requests, generate
 from specbench.decode.method import Caps, Hidden, Method, Needs, Options, TokenTree
 from specbench.decode.target import CachedModel

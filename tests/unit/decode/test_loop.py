@@ -596,7 +596,9 @@ def test_no_phase_of_a_step_asks_the_device_anything(method, rule, temperature, 
     [Synthetic(mean_length=2.2), Synthetic(rates=(0.7, 0.2)), Synthetic(trace=(0, 2))],
     ids=["mean", "rates", "trace"],
 )
-def test_the_synthetic_rule_asks_the_device_nothing(rule, monkeypatch):
+def test_the_synthetic_rule_asks_the_device_nothing_once_its_table_is_there(rule, monkeypatch):
+    target = decoding.family("llama")
+    decoding.decode(target, _QUIET["chain"](target), PROMPTS, 8, rule=rule)
     _watched("chain", rule, 0.0, PROMPTS, monkeypatch)
 
 

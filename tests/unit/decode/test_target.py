@@ -100,7 +100,7 @@ def _admit(module: nn.Module, name: str) -> None:
         pytest.param(_hybrid, "cannot be rolled back", id="a hybrid of linear and full attention"),
         pytest.param(_falcon_alibi, "falcon", id="falcon with alibi, which fails on our masks"),
         pytest.param(
-            lambda: _gpt_neo(4), "its logits over a token tree differ", id="gpt_neo with a window it does not tell"
+            lambda: _gpt_neo(4), "limits its attention", id="gpt_neo with a window under a name of its own"
         ),
     ],
 )
