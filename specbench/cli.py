@@ -131,7 +131,8 @@ def report(
 
     from specbench.report.build import build_report
 
-    build_report(folder, Console())
+    # What is piped into a file has no width of its own, and must not be cut to that of a small terminal.
+    build_report(folder, Console() if sys.stdout.isatty() else Console(width=120))
 
 
 @app.command()

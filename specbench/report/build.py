@@ -51,7 +51,9 @@ def _report(folder: Path, console: Console) -> Path:
 
 def _print_summary(results: Results, frames: Frames, console: Console) -> None:
     console.print(f"\n{results.experiment} on {results.machine}", style="bold", markup=False, highlight=False)
-    for table, (_, sentences) in zip(tables.terminal(frames.summary), findings(results, frames), strict=True):
+    for table, (_, sentences) in zip(
+        tables.terminal(frames.summary, console.width), findings(results, frames), strict=True
+    ):
         console.print()
         console.print(table)
         console.print(" ".join(sentences), markup=False, highlight=False)

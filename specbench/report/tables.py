@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -50,7 +51,7 @@ def percent(value: Any, digits: int = 0) -> str:
 
 def speedup_text(row: Row) -> str:
     """Speed-up with a times sign; the baseline is 1 by definition."""
-    return "1 (baseline)" if row["arm"] == BASELINE else number(row["speedup_core"], 2, TIMES)
+    return f"1{TIMES}" if row["arm"] == BASELINE else number(row["speedup_core"], 2, TIMES)
 
 
 def interval_text(row: Row) -> str:
@@ -148,15 +149,36 @@ MORE_COLUMNS: tuple[Shown, ...] = (
 """Columns of the details."""
 
 
-def terminal(summary: pd.DataFrame) -> list[Table]:
-    """One rich table per cell."""
+# Columns that hold words, and the least width at which they still read well.
+_ROOMY = 100
+_WORDY = {"arm": 18, "95 % interval": 9, "text": 8, "status": 8}
+
+
+def terminal(summary: pd.DataFrame, width: int = 120) -> list[Table]:
+    """One rich table per cell; a narrow terminal is spared the columns that the page has as well."""
     shown = _needed(COLUMNS, summary)
+    if width < _ROOMY:
+        shown = tuple(column for column in shown if column.heading not in {"accepted", "TTFT ms"})
     tables = []
     for title, cell in summary.groupby("title", sort=False):
-        table = Table(title=Text(str(title)), title_justify="left", title_style="bold", header_style="bold")
+        table = Table(
+            title=Text(str(title)),
+            title_justify="left",
+            title_style="bold",
+            header_style="bold",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
         for column in shown:
             left = column.heading in {"arm", "text", "status"}
-            table.add_column(column.heading, justify="left" if left else "right", overflow="fold")
+            # Words may wrap, numbers may not; the arm's name is what a reader looks for.
+            table.add_column(
+                column.heading,
+                justify="left" if left else "right",
+                overflow="fold",
+                no_wrap=column.heading not in _WORDY,
+                min_width=_WORDY.get(column.heading),
+            )
         for row in cell.to_dict("records"):
             style = "dim" if row["arm"] in {BASELINE, TWIN} else None
             table.add_row(*(Text(column.text(row)) for column in shown), style=style)
