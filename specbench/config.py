@@ -201,8 +201,8 @@ class MeasureSettings(Settings):
     repeats: int = Field(default=3, ge=1, description="Measured passes over all blocks.")
     warmup: int = Field(default=2, ge=0, description="Passes of every arm on other prompts that are thrown away.")
     processes: int = Field(default=1, ge=1, description="Fresh processes, a further level of repetition.")
-    phase_pass: bool = Field(
-        default=True, description="Ask in a second pass of the first repeat where a step's time goes."
+    phase_blocks: int = Field(
+        default=4, ge=0, description="Blocks of the first repeat in which a second pass asks where a step's time goes."
     )
 
     @field_validator("processes")

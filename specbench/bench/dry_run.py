@@ -93,8 +93,7 @@ def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate
     size = cell.decode.batch_size
     prompts = min(cell.prompts.count, -(-limit // size) * size) if limit else cell.prompts.count
     blocks = -(-prompts // size)
-    passes = plan.measure.repeats + plan.measure.phase_pass  # the phase pass is made once
-    runs = blocks * passes + plan.measure.warmup
+    runs = blocks * plan.measure.repeats + min(blocks, plan.measure.phase_blocks) + plan.measure.warmup
     batches = runs * len(cell.arms)
     problems: list[str] = []
     where = _where(cell, problems)

@@ -263,7 +263,7 @@ class _Run:
     ) -> None:
         """Run every arm on one block, and store all of its rows at once."""
         order = cell.order(block, repeat)
-        passes = self._passes(repeat)
+        passes = self._passes(block, repeat)
         outcomes: dict[tuple[Pass, str], Outcome] = {}
         for which in passes:
             for arm in order:
@@ -287,9 +287,10 @@ class _Run:
                 steps += step_rows(place, outcome)
         self.store.write_block(cell.block_key(block, repeat), requests, steps)
 
-    def _passes(self, repeat: int) -> tuple[Pass, ...]:
-        """Every repeat counts for the headline; where a step's time goes is asked in the first one only."""
-        return ("headline", "phase") if self.measure.phase_pass and repeat == 0 else ("headline",)
+    def _passes(self, block: Block, repeat: int) -> tuple[Pass, ...]:
+        """Every block counts for the headline; where a step's time goes is asked in the first few only."""
+        asked = repeat == 0 and block.index < self.measure.phase_blocks
+        return ("headline", "phase") if asked else ("headline",)
 
     def _after_failure(self, cell: ReadyCell, arm: Arm, failure: Failure) -> None:
         if failure.status == "oom":

@@ -54,7 +54,7 @@ def test_the_smallest_experiment_has_the_documented_defaults(experiment):
     assert found.prompts == (PromptSettings(source="stdlib", count=16, max_prompt_tokens=None),)
     assert found.decode == (DecodeSettings(max_new_tokens=128, temperature=0.0, rule="auto", batch_size=1),)
     assert found.machine == (MachineSettings(device="auto", dtype="auto", threads=1, attention="auto"),)
-    assert found.measure == MeasureSettings(repeats=3, warmup=2, processes=1, phase_pass=True)
+    assert found.measure == MeasureSettings(repeats=3, warmup=2, processes=1, phase_blocks=4)
     assert found.methods == ()
 
 

@@ -99,9 +99,7 @@ def _admit(module: nn.Module, name: str) -> None:
         pytest.param(_recurrent_gemma, "cannot be rolled back", id="recurrent_gemma, which mixes a state in"),
         pytest.param(_hybrid, "cannot be rolled back", id="a hybrid of linear and full attention"),
         pytest.param(_falcon_alibi, "falcon", id="falcon with alibi, which fails on our masks"),
-        pytest.param(
-            lambda: _gpt_neo(4), "limits its attention", id="gpt_neo with a window under a name of its own"
-        ),
+        pytest.param(lambda: _gpt_neo(4), "limits its attention", id="gpt_neo with a window under a name of its own"),
     ],
 )
 def test_a_model_that_the_core_cannot_run_is_refused_with_a_reason(build, reason):
