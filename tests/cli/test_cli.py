@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import specbench
 from specbench import cli
+from specbench.bench.runner import RunSummary
 from specbench.errors import ContractError, NotLosslessError, ResultsError
 
 GOOD = "name: x\ntargets: [pico]\nprompts: {source: stdlib, count: 8}\nmethods: [{prompt_lookup: {gamma: [4, 8]}}]\n"
@@ -43,7 +44,7 @@ def runner(monkeypatch):
     module = ModuleType("specbench.bench.runner")
     fake = SimpleNamespace(
         calls=calls,
-        summary=SimpleNamespace(folder=Path("results/x"), finished=4, failed=0, unsupported=0, skipped=0),
+        summary=RunSummary(Path("results/x"), finished=4, failed=0, unsupported=0, skipped=0),
         error=None,
     )
 
@@ -166,9 +167,15 @@ def test_a_rehearsal_hands_over_the_small_plan(file, runner):
     ids=["all finished", "all there already", "one unsupported", "one failed", "all failed", "none can run"],
 )
 def test_the_exit_code_tells_how_a_run_ended(file, runner, finished, failed, unsupported, skipped, code):
-    runner.summary = SimpleNamespace(
-        folder=Path("results/x"), finished=finished, failed=failed, unsupported=unsupported, skipped=skipped
-    )
+    runner.summary = RunSummary(Path("results/x"), finished, failed, unsupported, skipped)
+    assert specbench_command("run", file()).code == code
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [({"wrong": 1}, 4), ({"broke_contract": True}, 3), ({"broke_contract": True, "wrong": 1}, 3)]
+)
+def test_a_wrong_text_and_a_broken_contract_outrank_failed_trials(file, runner, how, code):
+    runner.summary = RunSummary(Path("results/x"), finished=2, failed=2, unsupported=0, skipped=0, **how)
     assert specbench_command("run", file()).code == code
 
 
@@ -240,7 +247,7 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("quickstart", "2 cells, 14 trials"),
+        ("quickstart", "2 cells, 10 trials"),
         ("draft_depth", "1 cell, 14 trials"),
         ("vicuna_grid", "12 cells, 120 trials"),
     ],
