@@ -25,7 +25,7 @@ from specbench.bench.lossless import NOT_APPLICABLE, Verdict, applies, compare
 from specbench.bench.progress import Reporter, reporter
 from specbench.bench.rows import Place, request_rows, step_rows
 from specbench.config import MeasureSettings
-from specbench.decode.sampling import Sampler
+from specbench.decode.loop import sampler_for
 from specbench.decode.target import CachedModel
 from specbench.errors import ConfigError, ResultsError
 from specbench.grid import AUTOREGRESSIVE, Arm, Plan
@@ -422,26 +422,10 @@ class _Judge:
                 prompt.ids,
                 self._reference.trace.rows[row].output_ids,
                 outcome.trace.rows[row].output_ids,
-                _sampler(self._cell, self._target, prompt.key, len(prompt.ids)),
+                sampler_for(self._target, [prompt.key], [len(prompt.ids)], self._cell.decoding),
             )
             for row, prompt in enumerate(place.block.prompts)
         ]
-
-
-def _sampler(cell: ReadyCell, target: CachedModel, key: int, prompt_length: int) -> Sampler:
-    """How the target chose the tokens of one prompt."""
-    decoding, device = cell.decoding, target.device
-    return Sampler(
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
-        min_new_tokens=decoding.min_new_tokens,
-        eos_ids=torch.tensor(decoding.eos_ids, dtype=torch.int64, device=device),
-        vocab_size=target.vocab_size,
-        seed=decoding.seed,
-        keys=torch.tensor([key], dtype=torch.int32, device=device),
-        prompt_lengths=torch.tensor([prompt_length], device=device),
-    )
 
 
 def _release_memory() -> None:

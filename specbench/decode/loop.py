@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specbench.decode.acceptance import Decision, Greedy, Rule, Verification
-from specbench.decode.method import Caps, HostReads, Method, Needs, Prefill, RowView, StepResult, TokenTree
+from specbench.decode.method import Caps, HostReads, Method, Prefill, RowView, StepResult, TokenTree
 from specbench.decode.sampling import Sampler, Stream
 from specbench.decode.target import CachedModel, Output
 from specbench.decode.trace import BatchTrace, NullWatch, RowTrace, Watch
@@ -124,7 +124,7 @@ class _Batch:
         _check_fit(target, self.prompt_lengths, decoding.max_new_tokens)
         self.longest = max(self.prompt_lengths)
         self.host = HostReads()
-        self.sampler = _sampler(target, requests, decoding)
+        self.sampler = sampler_for(target, requests.keys, self.prompt_lengths, decoding)
         self.prompts = _pad_right(requests.prompts, target.device)
         self.capacity = self.longest + decoding.max_new_tokens + self.caps.max_nodes + 2
         self.trace = BatchTrace([RowTrace() for _ in requests.prompts])
@@ -338,7 +338,8 @@ def read_lag(device: torch.device) -> int:
     return 1 if device.type == "cuda" else 0
 
 
-def _sampler(target: CachedModel, requests: Requests, decoding: Decoding) -> Sampler:
+def sampler_for(target: CachedModel, keys: list[int], prompt_lengths: list[int], decoding: Decoding) -> Sampler:
+    """Warping and noise for rows with these keys and prompt lengths."""
     device = target.device
     return Sampler(
         temperature=decoding.temperature,
@@ -348,8 +349,8 @@ def _sampler(target: CachedModel, requests: Requests, decoding: Decoding) -> Sam
         eos_ids=torch.tensor(decoding.eos_ids, dtype=torch.int64, device=device),
         vocab_size=target.vocab_size,
         seed=decoding.seed,
-        keys=torch.tensor(requests.keys, dtype=torch.int32, device=device),
-        prompt_lengths=torch.tensor([len(prompt) for prompt in requests.prompts], device=device),
+        keys=torch.tensor(keys, dtype=torch.int32, device=device),
+        prompt_lengths=torch.tensor(prompt_lengths, device=device),
         draft_stream=Stream.TARGET if decoding.rule.name == "match" else Stream.DRAFT,
         needs_draft_probs=decoding.rule.needs_draft_probs and decoding.temperature > 0,
     )
@@ -420,6 +421,3 @@ def _value_fault(tree: TokenTree, caps: Caps, vocab_size: int) -> str | None:
     if most > caps.max_children:
         return f"a node with {most} children, and its caps say {caps.max_children}"
     return None
-
-
-__all__ = ["Decoding", "Needs", "Requests", "generate"]

@@ -375,7 +375,7 @@ def self_test(model: CachedModel, seed: int = 0) -> SelfTest:
     roots = [row.pop() for row in prompts]
     saved, model._cache = model._cache, None  # the caller's slab stays untouched
     try:
-        return _compared(model, prompts, roots, draft, parents, after)
+        return _compared(model, _Case(prompts, roots, draft, parents, after))
     except ModelRefusedError:
         raise
     except Exception as error:  # whatever a foreign model raises is its reason
@@ -387,18 +387,21 @@ def self_test(model: CachedModel, seed: int = 0) -> SelfTest:
         model._cache = saved
 
 
-def _compared(
-    model: CachedModel,
-    prompts: list[list[int]],
-    roots: list[int],
-    draft: list[list[int]],
-    parents: list[list[int]],
-    after: list[list[int]],
-) -> SelfTest:
+class _Case(NamedTuple):
+    """What the self-test decodes: a list entry for every row."""
+
+    prompts: list[list[int]]
+    roots: list[int]
+    draft: list[list[int]]
+    parents: list[list[int]]
+    after: list[list[int]]
+
+
+def _compared(model: CachedModel, case: _Case) -> SelfTest:
     """The comparison itself."""
-    got = _tree_logits(model, prompts, roots, draft, parents, after)
+    got = _tree_logits(model, case)
     reference, own_noise, scale = [], 0.0, 0.0
-    for row, expected in enumerate(_sequences(prompts, roots, draft, parents, after)):
+    for row, expected in enumerate(_sequences(case)):
         for tokens, node in expected:
             logits, noise = _plain_logits(model, tokens)
             scale, own_noise = max(scale, float(logits.abs().max())), max(own_noise, noise)
@@ -417,22 +420,15 @@ def _compared(
 _AFTER = 99  # the key under which the logits after compaction are kept
 
 
-def _tree_logits(
-    model: CachedModel,
-    prompts: list[list[int]],
-    roots: list[int],
-    draft: list[list[int]],
-    parents: list[list[int]],
-    after: list[list[int]],
-) -> list[dict[int, Tensor]]:
+def _tree_logits(model: CachedModel, case: _Case) -> list[dict[int, Tensor]]:
     device = model.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in case.prompts], device=device)
     longest = int(lengths.max())
     model.allocate(2, longest + 16)
-    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
+    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in case.prompts], device=device)
     model.prefill(padded, lengths)
-    layout = lay_out(torch.tensor(parents, device=device), max_depth=3)
-    tokens = torch.tensor([[root, *row] for root, row in zip(roots, draft, strict=True)], device=device)
+    layout = lay_out(torch.tensor(case.parents, device=device), max_depth=3)
+    tokens = torch.tensor([[root, *row] for root, row in zip(case.roots, case.draft, strict=True)], device=device)
     active = torch.ones(2, dtype=torch.bool, device=device)
     logits = model.verify(layout, tokens, lengths, active, longest).logits.float()
     rows = [{node: logits[row, node] for node in range(6)} for row in range(2)]
@@ -440,22 +436,16 @@ def _tree_logits(
     path = torch.tensor([[0, 2], [0, 2]], device=device)
     model.cache.compact(path, torch.tensor([2, 2], device=device), lengths)
     one = lay_out(torch.empty(2, 0, dtype=torch.int64, device=device), max_depth=0)
-    logits = model.verify(one, torch.tensor(after, device=device), lengths + 2, active, longest + 2).logits.float()
+    logits = model.verify(one, torch.tensor(case.after, device=device), lengths + 2, active, longest + 2).logits.float()
     for row in range(2):
         rows[row][_AFTER] = logits[row, 0]
     return rows
 
 
-def _sequences(
-    prompts: list[list[int]],
-    roots: list[int],
-    draft: list[list[int]],
-    parents: list[list[int]],
-    after: list[list[int]],
-) -> list[list[tuple[list[int], int]]]:
+def _sequences(case: _Case) -> list[list[tuple[list[int], int]]]:
     """For every row, the plain sequences that lead to its nodes."""
     rows = []
-    for prompt, root, tokens, above, last in zip(prompts, roots, draft, parents, after, strict=True):
+    for prompt, root, tokens, above, last in zip(*case, strict=True):
         paths: dict[int, list[int]] = {-1: [*prompt, root]}
         for node, parent in enumerate(above):
             if parent != -2:
