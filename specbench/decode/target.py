@@ -158,6 +158,15 @@ class CachedModel:
         masks = self._additive(visible, positions, key_positions)
         return self._run(nodes.tokens, positions, Window(cache.rows, slots, view), masks, hidden)
 
+    def partial(self, nodes: Nodes, longest: int, layers: int) -> Output:
+        """Run nodes through the first ``layers`` layers only, then the final norm and the head: an early exit.
+
+        Later layers keep nothing of these nodes. Their slots behind ``base`` are scratch until a whole forward has
+        written them, so a method that drafts this way on the target's own cache leaves nothing behind.
+        """
+        with _shortened(self.module, layers):
+            return self.forward(nodes, longest)
+
     def verify(
         self,
         layout: Layout,
@@ -261,6 +270,20 @@ def decoder_layers(module: PreTrainedModel) -> nn.ModuleList:
         if isinstance(child, nn.ModuleList) and len(child) == wanted and not isinstance(child[0], nn.Linear):
             return child
     raise ModelRefusedError(f"{type(module).__name__}: no list of {wanted} decoder layers was found")
+
+
+@contextmanager
+def _shortened(module: PreTrainedModel, layers: int) -> Iterator[None]:
+    """The model with its first layers alone; the list is put back however the forward ends."""
+    whole = decoder_layers(module)
+    owner, name = next(
+        (parent, name) for parent in module.modules() for name, child in parent.named_children() if child is whole
+    )
+    setattr(owner, name, whole[:layers])
+    try:
+        yield
+    finally:
+        setattr(owner, name, whole)
 
 
 class _MaskKinds(NamedTuple):
