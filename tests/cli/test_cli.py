@@ -248,7 +248,7 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
     ("name", "counts"),
     [
         ("quickstart", "2 cells, 10 trials"),
-        ("draft_depth", "1 cell, 14 trials"),
+        ("draft_depth", "1 cell, 10 trials"),
         ("vicuna_grid", "12 cells, 120 trials"),
     ],
 )
