@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -74,9 +73,3 @@ def consecutive(ids: np.ndarray, length: int, most: int) -> Tensor:
     count = min(most, (len(ids) - 1) // length)
     rows = [ids[index * length : index * length + length + 1] for index in range(count)]
     return torch.from_numpy(np.stack(rows)).long()
-
-
-def read_texts(path: Path) -> list[str]:
-    """The documents of a text file, or of every ``.txt`` and ``.py`` file below a folder, ordered by path."""
-    files = [path] if path.is_file() else sorted([*path.rglob("*.txt"), *path.rglob("*.py")])
-    return [file.read_text("utf-8", errors="replace") for file in files]

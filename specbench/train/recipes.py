@@ -1,6 +1,6 @@
 """The embedded family: the shape of each model, and the settings that train it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 VOCAB_SIZE = 4096
 CONTEXT = 1024
@@ -40,11 +40,6 @@ class Schedule:
         left = (self.steps - step) / max(1.0, self.steps * self.decay_share)
         return min(warm, left, 1.0)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that the whole schedule trains on."""
-        return self.steps * self.batch_size * self.length
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -61,7 +56,6 @@ class Recipe:
     teacher: str | None = None
     teacher_weight: float = 0.0
     eval_windows: int = 64
-    notes: tuple[str, ...] = field(default=())
 
 
 RECIPES: dict[str, Recipe] = {
