@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from specbench.errors import TrainingError
 from specbench.train.data import Windows, consecutive
 from specbench.train.recipes import Recipe, Schedule
+from specbench.train.teacher import Beliefs, Teacher, divergence
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.parquet"
@@ -74,22 +75,20 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
-def token_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, teacher_weight: float) -> Tensor:
+def token_loss(logits: Tensor, labels: Tensor, beliefs: Beliefs | None, teacher_weight: float) -> Tensor:
     """Mean loss per token: cross-entropy, mixed with the divergence from a teacher where there is one.
 
     Args:
         logits: The model's, (batch, length, vocab).
         labels: The next tokens, (batch, length).
-        teacher_logits: The teacher's for the same inputs, or None.
+        beliefs: The teacher's for the same inputs, or None.
         teacher_weight: Share of ``KL(teacher || model)`` in the mix.
     """
-    log_probs = F.log_softmax(logits.float().flatten(0, 1), dim=-1)
-    hard = F.nll_loss(log_probs, labels.flatten())
-    if teacher_logits is None:
+    log_probs = F.log_softmax(logits.float(), dim=-1)
+    hard = F.nll_loss(log_probs.flatten(0, 1), labels.flatten())
+    if beliefs is None:
         return hard
-    teacher_log_probs = F.log_softmax(teacher_logits.float().flatten(0, 1), dim=-1)
-    soft = F.kl_div(log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
-    return (1 - teacher_weight) * hard + teacher_weight * soft
+    return (1 - teacher_weight) * hard + teacher_weight * divergence(log_probs, beliefs)
 
 
 @torch.no_grad()
@@ -139,7 +138,7 @@ def train(
     held_out: np.ndarray,
     folder: Path,
     *,
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
     dtype: torch.dtype = torch.bfloat16,
     eval_every: int = 100,
     report: Callable[[Point], None] | None = None,
@@ -152,7 +151,7 @@ def train(
         ids: Training text as token ids.
         held_out: Held-out text as token ids, never trained on.
         folder: Where the checkpoint and the metrics are kept, and where a killed run is found again.
-        teacher: The model to distil from, or None.
+        teacher: Whom to distil from. None where no cycle of the schedule gives a teacher weight.
         dtype: Precision of the forward and backward passes; weights and optimizer state stay in float32.
         eval_every: Steps between two measurements on the held-out text, and between two checkpoints.
         report: Called with every point of the curve.
@@ -171,9 +170,9 @@ def train(
         batch = windows.batch(step).to(device)
         with autocast:
             logits = model(batch[:, :-1], use_cache=False).logits
-            with torch.no_grad():
-                teacher_logits = teacher(batch[:, :-1], use_cache=False).logits if teacher is not None else None
-        loss = token_loss(logits, batch[:, 1:], teacher_logits, recipe.teacher_weight)
+        weight = schedule.at(step)[0].teacher_weight
+        beliefs = teacher.beliefs(f"{step:06d}", batch[:, :-1], autocast) if teacher is not None and weight else None
+        loss = token_loss(logits, batch[:, 1:], beliefs, weight)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
         factor = optimizers.step(step)

@@ -1,6 +1,14 @@
 """The embedded family: the shape of each model, and the settings that train it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from specbench.errors import TrainingError, did_you_mean
+
+Role = Literal["target", "draft"]
+
 
 VOCAB_SIZE = 4096
 CONTEXT = 1024
@@ -15,54 +23,136 @@ class Shape:
     heads: int
     feed_forward: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        """Read ``layers x hidden x heads x feed-forward``, like ``2x320x5x640``.
+
+        Raises:
+            TrainingError: That is no such text, or the heads do not divide the hidden size.
+        """
+        try:
+            shape = cls(*map(int, text.split("x")))
+        except (ValueError, TypeError):
+            raise TrainingError(
+                f"--shape: not LAYERSxHIDDENxHEADSxFEED_FORWARD, like 2x320x5x640, got {text!r}"
+            ) from None
+        if min(shape.layers, shape.hidden, shape.heads, shape.feed_forward) < 1 or shape.hidden % (2 * shape.heads):
+            raise TrainingError(f"--shape: every head needs an even share of the hidden size, got {text!r}")
+        return shape
+
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long a model is trained and how fast it learns: warm-up, a plateau, then a straight line down to zero.
+class Cycle:
+    """One rise and fall of the learning rate: warm-up to ``peak``, a plateau, then a straight line down to zero.
 
-    Matrices inside the layers are trained by Muon, embeddings and norms by AdamW, each with its own peak rate.
+    ``peak`` is a share of the schedule's peak rates; ``decay_share`` is the share of the steps that the fall takes.
+    With a teacher the loss per token is ``(1 - w) * cross-entropy + w * KL(teacher || model)``, where w is
+    ``teacher_weight``; a cycle of weight 0 asks no teacher.
     """
 
     steps: int
+    peak: float = 1.0
+    decay_share: float = 0.6
+    teacher_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a model is trained and how fast it learns: one or more cycles.
+
+    A later cycle warms a finished model up again, which is how a training is prolonged without starting it anew.
+    Matrices inside the layers are trained by Muon, embeddings and norms by AdamW, each with its own peak rate.
+    """
+
+    cycles: tuple[Cycle, ...]
     batch_size: int = 10
     length: int = 384
     matrix_lr: float = 0.02
     vector_lr: float = 3e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
-    decay_share: float = 0.6
     clip: float = 1.0
     seed: int = 0
 
+    @property
+    def steps(self) -> int:
+        """All optimizer steps, over all cycles."""
+        return sum(cycle.steps for cycle in self.cycles)
+
+    def over(self, steps: int) -> "Schedule":
+        """The same schedule stretched or shrunk to ``steps`` steps, every cycle by the same factor."""
+        ends = np.cumsum([cycle.steps for cycle in self.cycles]) * steps // self.steps
+        lengths = np.diff(ends, prepend=0).tolist()
+        return replace(self, cycles=tuple(replace(c, steps=n) for c, n in zip(self.cycles, lengths, strict=True) if n))
+
+    def without_teacher(self) -> "Schedule":
+        """The same schedule, learning from the text alone."""
+        return replace(self, cycles=tuple(replace(cycle, teacher_weight=0.0) for cycle in self.cycles))
+
+    def at(self, step: int) -> tuple[Cycle, int]:
+        """The cycle that step ``step`` (from 0) belongs to, and the step's place in it."""
+        for cycle in self.cycles:
+            if step < cycle.steps:
+                return cycle, step
+            step -= cycle.steps
+        raise IndexError(f"step {step} lies {step} steps behind the last cycle")
+
     def factor(self, step: int) -> float:
-        """The share of the peak rate that step ``step`` (from 0) trains with."""
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        left = (self.steps - step) / max(1.0, self.steps * self.decay_share)
-        return min(warm, left, 1.0)
+        """The share of the peak rates that step ``step`` (from 0) trains with."""
+        cycle, place = self.at(step)
+        warm = (place + 1) / self.warmup_steps
+        left = (cycle.steps - place) / max(1.0, cycle.steps * cycle.decay_share)
+        return cycle.peak * min(warm, left, 1.0)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a model's weights: shape, data, schedule, and the teacher where it has one.
 
-    ``teacher`` names an earlier model of the family. The loss is then
-    ``(1 - teacher_weight) * cross-entropy + teacher_weight * KL(teacher || model)``, both per token.
+    ``teacher`` names an earlier model of the family; the schedule's cycles say how much it counts.
     """
 
     name: str
-    role: str
+    role: Role
     shape: Shape
     schedule: Schedule
     teacher: str | None = None
-    teacher_weight: float = 0.0
     eval_windows: int = 64
 
+
+# A draft first learns the language from the text itself, then the target's view of it.
+_DRAFT = Schedule((Cycle(300, decay_share=0.0), Cycle(400, decay_share=1.0, teacher_weight=0.9)))
+
+_TARGET = Schedule((Cycle(1000), Cycle(800, 0.7, 0.75)))
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("pico", "target", Shape(10, 384, 6, 1024), Schedule(steps=1000)),
-        Recipe("pico-wide", "draft", Shape(2, 320, 5, 640), Schedule(steps=350), "pico", 0.8),
-        Recipe("pico-deep", "draft", Shape(8, 160, 5, 480), Schedule(steps=350), "pico", 0.8),
+        Recipe("pico", "target", Shape(10, 384, 6, 1024), _TARGET),
+        # Four drafts of equal size, within 5 %, from one layer to eight.
+        Recipe("pico-flat", "draft", Shape(1, 448, 7, 544), _DRAFT, "pico"),
+        Recipe("pico-wide", "draft", Shape(2, 320, 5, 640), _DRAFT, "pico"),
+        Recipe("pico-tall", "draft", Shape(4, 256, 4, 416), _DRAFT, "pico"),
+        Recipe("pico-deep", "draft", Shape(8, 160, 5, 480), _DRAFT, "pico"),
+        # A clearly better one, of twice the size, and a clearly worse one, of a third.
+        Recipe("pico-large", "draft", Shape(4, 320, 5, 896), _DRAFT, "pico"),
+        Recipe("pico-small", "draft", Shape(1, 192, 3, 384), _DRAFT, "pico"),
     )
 }
+
+
+def recipe_named(name: str, role: Role, shape: str | None) -> Recipe:
+    """The family's recipe of that name and role, or a new one of that shape on the family's schedule.
+
+    Raises:
+        TrainingError: The name is not the family's and no shape is given, or the recipe has another role.
+    """
+    known = {key for key, recipe in RECIPES.items() if recipe.role == role}
+    if name in RECIPES and name not in known:
+        raise TrainingError(f"{name} is a {RECIPES[name].role}: specbench train {RECIPES[name].role} {name}")
+    if shape is not None:
+        schedule = _TARGET if role == "target" else _DRAFT
+        return Recipe(name, role, Shape.parse(shape), schedule)
+    if name not in known:
+        raise TrainingError(f"unknown recipe {name!r}. {did_you_mean(name, known)} A new model needs its --shape")
+    return RECIPES[name]

@@ -206,7 +206,7 @@ def test_a_report_of_a_folder_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_a_precision_that_cannot_train_is_one_line():
-    found = specbench_command("train", "pico", "--dtype", "float8")
+    found = specbench_command("train", "target", "pico", "--dtype", "float8")
     assert (found.code, found.err) == (2, "error: --dtype: unknown precision 'float8'. Did you mean 'float32'?\n")
 
 

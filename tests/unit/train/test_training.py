@@ -1,7 +1,6 @@
 """specbench.train: the loop, its data and its recipes."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +9,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specbench.errors import TrainingError
 from specbench.models.corpus import HELD_OUT, held_out_modules, training_modules
-from specbench.train import family
-from specbench.train.data import Windows, consecutive, encode, train_tokenizer
+from specbench.models.source import locate
+from specbench.train import causal_lm
+from specbench.train.causal_lm import Workshop, build, train_draft, train_target
+from specbench.train.data import Corpus, Windows, consecutive, encode, text_files, train_tokenizer
 from specbench.train.loop import CHECKPOINT, token_loss, train
-from specbench.train.recipes import RECIPES, Recipe, Schedule, Shape
+from specbench.train.recipes import RECIPES, Cycle, Recipe, Schedule, Shape, recipe_named
+from specbench.train.teacher import Teacher, divergence
 
 TINY = Shape(layers=1, hidden=32, heads=2, feed_forward=48)
-SCHEDULE = Schedule(steps=6, batch_size=2, length=16, warmup_steps=2)
+
+
+def a_schedule(steps, weight=0.0, **options):
+    cycle = Cycle(steps, teacher_weight=weight)
+    return Schedule((cycle,), **{"batch_size": 2, "length": 16, "warmup_steps": 2} | options)
+
+
+SCHEDULE = a_schedule(6)
 TEXTS = ["def add(a, b):\n    return a + b\n", "class Point:\n    x: int = 0\n    y: int = 0\n"] * 8
 
 
@@ -30,9 +39,9 @@ def ids(tokenizer):
     return encode(tokenizer, TEXTS)
 
 
-def a_run(tokenizer, ids, folder, schedule=SCHEDULE, teacher=None, weight=0.0):
-    recipe = Recipe("tiny", "target", TINY, schedule, teacher_weight=weight, eval_windows=2)
-    model = family.build(TINY, tokenizer, seed=0)
+def a_run(tokenizer, ids, folder, schedule=SCHEDULE, teacher=None):
+    recipe = Recipe("tiny", "target", TINY, schedule, eval_windows=2)
+    model = build(TINY, tokenizer, len(tokenizer), seed=0)
     points = train(model, recipe, ids, ids, folder, teacher=teacher, dtype=torch.float32, eval_every=2)
     return model, points
 
@@ -76,13 +85,13 @@ def test_a_held_out_module_that_differs_is_skipped_and_named(tmp_path):
 
 
 def test_the_rate_warms_up_stays_and_falls_in_a_straight_line():
-    schedule = Schedule(steps=100, warmup_steps=10, decay_share=0.5)
+    schedule = Schedule((Cycle(100, decay_share=0.5),), warmup_steps=10)
     rates = [round(schedule.factor(step), 2) for step in (0, 4, 9, 50, 75, 99)]
     assert rates == [0.1, 0.5, 1.0, 1.0, 0.5, 0.02]
 
 
 def test_the_loss_falls_and_is_measured_on_held_out_text(tokenizer, ids, tmp_path):
-    _, points = a_run(tokenizer, ids, tmp_path, replace(SCHEDULE, steps=30))
+    _, points = a_run(tokenizer, ids, tmp_path, a_schedule(30))
     held = [point.held_out_loss for point in points if point.held_out_loss is not None]
     assert held[-1] < held[0] - 0.5
     assert points[-1].tokens_seen == 30 * 2 * 16
@@ -109,17 +118,83 @@ def test_a_killed_run_goes_on_with_the_loss_curve_it_would_have_had(tokenizer, i
         assert torch.equal(mine, theirs)
 
 
-def test_a_model_has_nothing_to_learn_from_itself():
+def test_a_later_cycle_warms_a_finished_model_up_again():
+    schedule = Schedule((Cycle(10, decay_share=1.0), Cycle(20, peak=0.5, decay_share=0.5)), warmup_steps=5)
+    rates = [round(schedule.factor(step), 2) for step in (0, 5, 9, 10, 14, 19, 25, 29)]
+    assert rates == [0.2, 0.5, 0.1, 0.1, 0.5, 0.5, 0.25, 0.05]
+    with pytest.raises(IndexError):
+        schedule.factor(30)
+
+
+def test_a_schedule_can_be_stretched_and_every_cycle_with_it():
+    schedule = Schedule((Cycle(300), Cycle(400, teacher_weight=0.9)))
+    assert [cycle.steps for cycle in schedule.over(70).cycles] == [30, 40]
+    assert schedule.over(101).steps == 101
+    assert schedule.over(1).steps == 1
+    assert [cycle.teacher_weight for cycle in schedule.over(70).cycles] == [0.0, 0.9]
+    assert not any(cycle.teacher_weight for cycle in schedule.without_teacher().cycles)
+
+
+class Echo(torch.nn.Module):
+    """A model that answers any ids with the logits it was made with, and counts how often it is asked."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.asked = logits, 0
+
+    def forward(self, ids, use_cache):
+        self.asked += 1
+        return self
+
+
+NO_CAST = torch.autocast("cpu", enabled=False)
+
+
+def test_a_model_has_nothing_to_learn_from_itself(tmp_path):
     logits = torch.randn(2, 5, 11)
     labels = torch.randint(0, 11, (2, 5))
-    assert token_loss(logits, labels, logits, teacher_weight=1.0).abs() < 1e-6
+    beliefs = Teacher(Echo(logits), tmp_path, k=11).beliefs("a", labels, NO_CAST)
+    assert token_loss(logits, labels, beliefs, teacher_weight=1.0).abs() < 1e-3  # beliefs are kept in float16
     hard = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     assert torch.isclose(token_loss(logits, labels, None, 0.0), hard)
 
 
+def test_the_divergence_is_kl_where_every_token_is_kept_and_less_where_some_are_pooled(tmp_path):
+    own, teacher = torch.randn(2, 3, 7), 2 * torch.randn(2, 3, 7)
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    exact = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=teacher), torch.distributions.Categorical(logits=own)
+    ).mean()
+    found = [
+        float(divergence(own.log_softmax(-1), Teacher(Echo(teacher), tmp_path, k=k).beliefs("a", ids, NO_CAST)))
+        for k in (7, 3)
+    ]
+    assert found[0] == pytest.approx(float(exact), abs=0.01)
+    assert 0 < found[1] < found[0]
+
+
+def test_pooling_gives_no_infinite_gradient_where_the_kept_tokens_hold_everything(tmp_path):
+    certain = torch.tensor([[[50.0, 0.0, 0.0, 0.0]]])
+    beliefs = Teacher(Echo(certain), tmp_path, k=1).beliefs("a", torch.zeros(1, 1, dtype=torch.long), NO_CAST)
+    own = certain.clone().requires_grad_()
+    divergence(own.log_softmax(-1), beliefs).backward()
+    assert torch.isfinite(own.grad).all()
+
+
+def test_a_teacher_is_asked_once_for_each_batch_and_its_pupils_share_the_answer(tmp_path):
+    teacher = Echo(torch.randn(2, 3, 7))
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    first = Teacher(teacher, tmp_path, k=2).beliefs("000001", ids, NO_CAST)
+    again = Teacher(teacher, tmp_path, k=2).beliefs("000001", ids, NO_CAST)
+    assert teacher.asked == 1
+    assert torch.equal(first.ids, again.ids)
+    assert torch.equal(first.probs, again.probs)
+    Teacher(teacher, tmp_path, k=2).beliefs("000002", ids, NO_CAST)
+    assert teacher.asked == 2
+
+
 def test_a_teacher_pulls_the_draft_towards_itself(tokenizer, ids, tmp_path):
-    teacher, _ = a_run(tokenizer, ids, tmp_path / "teacher", replace(SCHEDULE, steps=20))
-    teacher = teacher.eval().requires_grad_(False)
+    teacher, _ = a_run(tokenizer, ids, tmp_path / "teacher", a_schedule(20))
     batch = Windows(ids, 16, 4, seed=9).batch(0)[:, :-1]
 
     def agreement(model):
@@ -127,43 +202,96 @@ def test_a_teacher_pulls_the_draft_towards_itself(tokenizer, ids, tmp_path):
             log_probs = [torch.log_softmax(m(batch).logits, -1) for m in (model, teacher)]
         return torch.nn.functional.kl_div(*log_probs, reduction="batchmean", log_target=True).item()
 
-    taught, _ = a_run(tokenizer, ids, tmp_path / "a", replace(SCHEDULE, steps=20, seed=1), teacher, weight=1.0)
-    assert agreement(taught) < agreement(family.build(TINY, tokenizer, seed=0)) / 2
-
-
-def test_drafts_of_the_family_are_equal_in_size_within_five_percent(tokenizer):
-    sizes = []
-    for name in ("pico-wide", "pico-deep"):
-        shape = RECIPES[name].shape
-        embedding = 4096 * shape.hidden
-        layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.feed_forward + 2 * shape.hidden
-        sizes.append(embedding + shape.layers * layer + shape.hidden)
-    assert max(sizes) / min(sizes) < 1.05
-    assert RECIPES["pico-wide"].shape.layers < RECIPES["pico-deep"].shape.layers
-
-
-def test_a_draft_without_its_teacher_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match="distilled from pico, which is not in"):
-        family._teacher(RECIPES["pico-wide"], tmp_path)
-
-
-def test_a_trained_member_loads_with_transformers_and_says_how_to_build_it_again(tmp_path, monkeypatch):
-    recipe = Recipe("pico-tiny", "draft", TINY, SCHEDULE, eval_windows=2)
-    monkeypatch.setitem(RECIPES, "pico-tiny", recipe)
-    monkeypatch.setattr(family, "VOCAB_SIZE", 300)
-    monkeypatch.setattr(family, "training_modules", lambda: training_modules()[:3])
-    seen = []
-    folder = family.train_member(
-        "pico-tiny", tmp_path, tmp_path / "work", dtype=torch.float32, report=lambda r, p: seen.append(p.step)
+    taught, _ = a_run(
+        tokenizer, ids, tmp_path / "a", a_schedule(20, weight=1.0, seed=1), Teacher(teacher, tmp_path / "beliefs")
     )
+    assert agreement(taught) < agreement(build(TINY, tokenizer, len(tokenizer), seed=0)) / 2
+
+
+def parameters(shape):
+    layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.feed_forward + 2 * shape.hidden
+    return 4096 * shape.hidden + shape.layers * layer + shape.hidden
+
+
+def test_four_drafts_of_the_family_are_equal_in_size_within_five_percent_and_trade_depth_for_width():
+    shapes = [RECIPES[name].shape for name in ("pico-flat", "pico-wide", "pico-tall", "pico-deep")]
+    sizes = [parameters(shape) for shape in shapes]
+    assert max(sizes) / min(sizes) < 1.05
+    assert [shape.layers for shape in shapes] == sorted({shape.layers for shape in shapes})
+    assert [shape.hidden for shape in shapes] == sorted({shape.hidden for shape in shapes}, reverse=True)
+    assert parameters(RECIPES["pico-small"].shape) < min(sizes) / 2
+    assert parameters(RECIPES["pico-large"].shape) > max(sizes) * 1.5
+
+
+def a_shop(folder):
+    return Workshop(folder / "models", folder / "work", torch.device("cpu"), torch.float32)
+
+
+CORPUS = Corpus("two toy texts", TEXTS, TEXTS[:2])
+
+
+@pytest.fixture(scope="module")
+def toy_target(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    recipe = Recipe("toy", "target", TINY, SCHEDULE, eval_windows=2)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(causal_lm, "VOCAB_SIZE", 270)
+        path = train_target(recipe, CORPUS, a_shop(folder), lambda point: seen.append(point.step))
     assert seen == [0, 1, 2, 3, 4, 5]
-    assert len(AutoTokenizer.from_pretrained(folder)) == 300
-    assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 1
-    card = json.loads((folder / "card.json").read_text())
-    assert card["rebuild"] == "specbench train pico-tiny"
-    assert card["weights_sha256"] == family.sha256_of(folder / "model.safetensors")
+    return path
 
 
-def test_an_unknown_recipe_names_the_known_ones(tmp_path):
-    with pytest.raises(TrainingError, match=r"unknown recipe 'nano'. Known: pico, pico-wide, pico-deep"):
-        family.train_member("nano", tmp_path, tmp_path, dtype=torch.float32, report=lambda r, p: None)
+def test_a_trained_target_loads_with_transformers_and_says_how_to_build_it_again(toy_target):
+    assert len(AutoTokenizer.from_pretrained(toy_target)) == 270
+    assert AutoModelForCausalLM.from_pretrained(toy_target).config.num_hidden_layers == 1
+    card = json.loads((toy_target / "card.json").read_text())
+    assert card["rebuild"] == "specbench train target toy"
+    assert card["weights_sha256"] == causal_lm.sha256_of(toy_target / "model.safetensors")
+
+
+def test_a_draft_takes_over_its_targets_token_map_and_names_its_teacher(toy_target, tmp_path):
+    schedule = Schedule((Cycle(2), Cycle(2, teacher_weight=0.9)), batch_size=2, length=16, warmup_steps=1)
+    recipe = Recipe("toy-draft", "draft", TINY, schedule, eval_windows=2)
+    folder = train_draft(recipe, locate(str(toy_target)), CORPUS, a_shop(tmp_path), lambda point: None)
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(toy_target).get_vocab()
+    assert json.loads((folder / "card.json").read_text())["teacher"]["name"] == str(toy_target)
+    beliefs = [path.name for path in (tmp_path / "work" / "beliefs").rglob("*.safetensors")]
+    assert sorted(beliefs) == ["000002-top32.safetensors", "000003-top32.safetensors"]
+
+
+def test_text_files_hold_out_the_same_documents_whatever_their_names(tmp_path):
+    texts = [f"document {number}\n" * 20 for number in range(30)]
+    for folder, names in (("a", range(30)), ("b", reversed(range(30)))):
+        (tmp_path / folder).mkdir()
+        for text, name in zip(texts, names, strict=True):
+            (tmp_path / folder / f"{name:02}.txt").write_text(text)
+    first, second = text_files([tmp_path / "a"]), text_files([tmp_path / "b"])
+    assert (first.training, first.held_out) == (second.training, second.held_out)
+    assert not set(first.training) & set(first.held_out)
+    assert 0.05 <= sum(map(len, first.held_out)) / sum(map(len, texts)) < 0.1
+
+
+def test_a_jsonl_line_without_a_text_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"prompt": "y"}\n')
+    with pytest.raises(TrainingError, match=r"a\.jsonl:2: not an object with a text"):
+        text_files([tmp_path / "a.jsonl"])
+
+
+def test_an_unknown_recipe_names_the_known_ones_and_asks_for_a_shape():
+    with pytest.raises(
+        TrainingError, match=r"unknown recipe 'pico-wied'. Did you mean 'pico-wide'\? .* needs its --shape"
+    ):
+        recipe_named("pico-wied", "draft", None)
+    assert recipe_named("mine", "draft", "2x64x2x128").shape == Shape(2, 64, 2, 128)
+
+
+def test_a_draft_is_not_trained_as_a_target():
+    with pytest.raises(TrainingError, match="pico-wide is a draft: specbench train draft pico-wide"):
+        recipe_named("pico-wide", "target", None)
+
+
+@pytest.mark.parametrize("text", ["2x64", "axbxcxd", "2x64x2x128x1", "0x64x2x128", "2x66x5x128"])
+def test_a_shape_that_is_none_is_refused(text):
+    with pytest.raises(TrainingError, match="--shape"):
+        Shape.parse(text)

@@ -1,0 +1,179 @@
+"""Trains a causal language model, a target or a draft, by a recipe: the embedded family, or one of your own."""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from specbench.errors import TrainingError
+from specbench.models.source import Source
+from specbench.train.data import Corpus, encode, train_tokenizer
+from specbench.train.loop import Point, train, write_json
+from specbench.train.recipes import CONTEXT, VOCAB_SIZE, Recipe, Shape
+from specbench.train.teacher import Teacher
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and how models are trained.
+
+    Attributes:
+        out: The folder of finished models.
+        work: Checkpoints, curves, tokenizers and teachers' beliefs of running trainings.
+        device: Where the passes run.
+        dtype: Precision of the passes; weights and optimizer state are float32.
+    """
+
+    out: Path
+    work: Path
+    device: torch.device
+    dtype: torch.dtype
+
+
+def train_target(recipe: Recipe, corpus: Corpus, shop: Workshop, report: Callable[[Point], None]) -> Path:
+    """Train a target and its tokenizer, both from scratch, and write them to ``shop.out / recipe.name``."""
+    tokenizer = _tokenizer(shop.work / f"{recipe.name}-tokenizer", corpus)
+    return _train(recipe, corpus, tokenizer, len(tokenizer), shop, report, teacher=None)
+
+
+def train_draft(
+    recipe: Recipe, target: Source, corpus: Corpus, shop: Workshop, report: Callable[[Point], None]
+) -> Path:
+    """Train a draft for ``target``, with the target's token map, and write it to ``shop.out / recipe.name``.
+
+    Cycles with a teacher weight distil from the target; where there is none, it lends its tokenizer alone.
+
+    Raises:
+        TrainingError: The target has no tokenizer or no weights.
+    """
+    if target.own_tokenizer is None:
+        raise TrainingError(f"{target.name}: random weights have no token map and teach nothing")
+    rows = int(target.config.get_text_config().vocab_size)
+    return _train(recipe, corpus, target.own_tokenizer, rows, shop, report, teacher=target)
+
+
+def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, rows: int, seed: int) -> LlamaForCausalLM:
+    """A freshly initialised model of Llama shape, float32; the same seed gives the same weights.
+
+    Args:
+        shape: Its layers.
+        tokenizer: Names the tokens that end and pad a text.
+        rows: Rows of the embedding, at least as many as the tokenizer has tokens.
+        seed: Of the weights.
+    """
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=rows,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _train(
+    recipe: Recipe,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: int,
+    shop: Workshop,
+    report: Callable[[Point], None],
+    *,
+    teacher: Source | None,
+) -> Path:
+    ids, held_out = encode(tokenizer, corpus.training), encode(tokenizer, corpus.held_out)
+    model = build(recipe.shape, tokenizer, rows, recipe.schedule.seed).to(shop.device)
+    points = train(
+        model,
+        recipe,
+        ids,
+        held_out,
+        shop.work / recipe.name,
+        teacher=_teacher(recipe, teacher, shop, hashlib.sha256(ids.tobytes()).hexdigest())
+        if teacher is not None
+        else None,
+        dtype=shop.dtype,
+        report=report,
+    )
+    folder = shop.out / recipe.name
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "card.json", _card(recipe, model, points, corpus, len(ids), teacher, folder))
+    return folder
+
+
+def _tokenizer(folder: Path, corpus: Corpus) -> PreTrainedTokenizerFast:
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(corpus.training, VOCAB_SIZE, CONTEXT).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _teacher(recipe: Recipe, source: Source, shop: Workshop, text_sha: str) -> Teacher | None:
+    schedule = recipe.schedule
+    if not any(cycle.teacher_weight for cycle in schedule.cycles):
+        return None
+    model = AutoModelForCausalLM.from_pretrained(source.weights_folder(), dtype=torch.float32).to(shop.device)
+    batches = f"{text_sha[:12]}-{schedule.batch_size}x{schedule.length}-{schedule.seed}"
+    return Teacher(model, shop.work / "beliefs" / f"{source.weights_sha}-{batches}")
+
+
+def _card(
+    recipe: Recipe,
+    model: LlamaForCausalLM,
+    points: list[Point],
+    corpus: Corpus,
+    tokens: int,
+    teacher: Source | None,
+    folder: Path,
+) -> dict[str, object]:
+    return {
+        "name": recipe.name,
+        "role": recipe.role,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "recipe": asdict(recipe),
+        "data": {"what": corpus.what, "documents": len(corpus.training), "tokens": tokens},
+        "teacher": None if teacher is None else {"name": teacher.name, "weights_sha": teacher.weights_sha},
+        "tokens_seen": points[-1].tokens_seen,
+        "held_out_loss": points[-1].held_out_loss,
+        "held_out_accuracy": points[-1].held_out_accuracy,
+        "learning_curve": [
+            [point.step + 1, round(point.held_out_loss, 4), round(point.held_out_accuracy or 0.0, 4)]
+            for point in points
+            if point.held_out_loss is not None
+        ],
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "weights_sha256": sha256_of(folder / WEIGHTS),
+        "licence": "Apache-2.0 (weights); the text it learned from is under its own licence",
+        "rebuild": f"specbench train {recipe.role} {recipe.name}",
+    }
