@@ -62,6 +62,18 @@ class DraftModel(Method):
 
     name = "draft_model"
     Options = DraftModelOptions
+    examples = (
+        {"draft": "near", "gamma": 4},
+        {"draft": "same", "gamma": 7},
+        {"draft": "far", "gamma": 2},
+        {"draft": "near", "gamma": 3, "proposal": "argmax"},
+        {"draft": "near", "gamma": 6, "stop": {"kind": "heuristic", "start": 2}},
+        {"draft": "near", "gamma": 6, "stop": {"kind": "confidence", "threshold": 0.3}},
+        {"draft": "near", "tree": {"branching": [3, 2, 1]}},
+        {"draft": "same", "tree": {"branching": [2, 2, 2]}},
+        {"draft": "near", "tree": {"branching": [2, 2], "proposal": "iid"}},
+        {"draft": "near", "tree": {"branching": [3, 2], "proposal": "without_replacement"}},
+    )
 
     options: DraftModelOptions
     model: CachedModel

@@ -29,6 +29,7 @@ class PromptLookup(Method):
 
     name = "prompt_lookup"
     Options = PromptLookupOptions
+    examples = ({}, {"max_ngram": 1, "gamma": 3}, {"max_ngram": 5, "min_ngram": 2, "gamma": 12})
 
     options: PromptLookupOptions
 

@@ -5,6 +5,7 @@ options of a method are checked by the method's own class when the grid is expan
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,16 +20,39 @@ from specbench.document import UNKNOWN_KEY, Document, Faults, Key, override, rea
 
 PROMPT_SOURCES: dict[str, str] = {
     "stdlib": "Python code: held-out modules of this Python's own standard library; no download",
-    "mt_bench": "80 open questions in eight categories; first turn",
-    "spec_bench": "480 prompts in six tasks, as hemingkx/Spec-Bench has them",
-    "alpaca": "instructions",
-    "sharegpt": "first turns of conversations",
-    "humaneval": "Python functions to complete",
-    "gsm8k": "school mathematics",
-    "hellaswag": "sentences to continue",
-    "mmlu": "exam questions",
+    "mt_bench": "80 open questions of two turns in eight categories",
+    "spec_bench": "480 questions in 13 categories; from a local copy of hemingkx/Spec-Bench",
+    "alpaca": "52,000 instructions, with their inputs",
+    "alpaca_eval": "805 instructions",
+    "sharegpt": "conversations of people with a model",
+    "humaneval": "164 Python functions to complete",
+    "gsm8k": "1,319 questions of school mathematics",
+    "hellaswag": "10,042 scenes to continue",
+    "mmlu": "14,042 exam questions in 57 subjects, each after five worked examples",
 }
-"""The prompt sources that have a name; a ``.jsonl`` file and a hub data set (``owner/name``) work as well."""
+"""The prompt sources that have a name; files and hub data sets (``owner/name``) work as well."""
+
+PROMPT_FILES = (".jsonl", ".json", ".parquet", ".txt")
+"""What a file of prompts is called."""
+
+PROMPT_FORMATS: dict[str, str] = {
+    "speed_bench": "SPEED-Bench, once it is prepared: turns, src_id",
+    "spec_bench": "Spec-Bench, MT-bench as FastChat has it, the sets of EAGLE: turns",
+    "sharegpt": "conversations of a person and a model: conversations",
+    "messages": "chats: messages with role and content",
+    "alpaca": "instructions in the frame of Stanford's Alpaca: instruction, input",
+    "alpaca_eval": "instructions: instruction",
+    "instruction": "instructions for a chat template, no frame: instruction, input",
+    "humaneval": "heads of Python functions: prompt, entry_point",
+    "mt_bench": "MT-bench as the hub has it: prompt (a list), prompt_id",
+    "mmlu": "multiple choice after five worked examples: question, choices, subject, answer",
+    "hellaswag": "scenes to continue: ctx, endings",
+    "gsm8k": "questions and their answers: question, answer",
+    "math": "problems of MATH: problem",
+    "prompt": "rows of your own: prompt",
+    "text": "rows of your own: text",
+}
+"""The formats that the rows of a file or data set can have, and the fields by which each is known."""
 
 
 class Settings(BaseModel):
@@ -73,26 +97,54 @@ class TargetSpec(Settings):
 class PromptSettings(Settings):
     """Which prompts are used, and how each becomes tokens."""
 
-    source: str = Field(min_length=1, description="A named source, a .jsonl file, or a hub data set (owner/name).")
-    count: int = Field(default=16, ge=1, description="Prompts to take, from the first.")
+    source: str = Field(
+        min_length=1,
+        description="A named source, a file (.jsonl, .json, .parquet, .txt), or a hub data set (owner/name).",
+    )
+    count: int = Field(default=16, ge=1, description="Prompts to take, the same number of every category.")
+    ids: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Exactly these prompts, as the column prompt_id names them."
+    )
+    categories: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Only prompts of these categories."
+    )
+    seed: int = Field(default=0, ge=0, description="Decides which prompts of a category are taken.")
     max_prompt_tokens: int | None = Field(
         default=None,
         ge=1,
         description="Longer prompts are cut to this; null keeps them whole (stdlib takes 256).",
     )
-    truncate: Literal["left", "right"] = Field(default="left", description="The side on which a long prompt is cut.")
-    field: str | None = Field(
-        default=None, min_length=1, description="The column that holds the prompt, for files and hub data."
+    truncate: Literal["left", "right", "skip"] = Field(
+        default="left", description="The side on which a long prompt is cut; skip takes another prompt instead."
     )
+    format: str | None = Field(
+        default=None, description="The format of the rows; null recognises it from the fields that they have."
+    )
+    field: str | None = Field(
+        default=None, min_length=1, description="The field that holds the prompt, where the rows have no known format."
+    )
+    subset: str | None = Field(default=None, min_length=1, description="The subset (configuration) of a hub data set.")
     split: str | None = Field(default=None, min_length=1, description="The split of a hub data set.")
-    category: str | None = Field(default=None, min_length=1, description="Only the prompts of this category.")
+    revision: str | None = Field(default=None, min_length=1, description="The commit of a hub data set.")
+    examples: str | None = Field(
+        default=None, min_length=1, description="Worked examples for a file of MMLU questions: a file of such rows."
+    )
     chat_template: bool = Field(default=False, description="Wrap each prompt in the target's chat template.")
     template: str | None = Field(
         default=None,
-        description="Text around each prompt, with {prompt} where it goes, for targets without a template.",
+        description="Text around each prompt, with {prompt} where it goes, for targets without a chat template.",
+    )
+    next_template: str | None = Field(
+        default=None,
+        description="Text around each later turn, behind the answer before it; null is as template.",
     )
 
-    @field_validator("template")
+    @property
+    def number(self) -> int:
+        """How many prompts that is."""
+        return self.count if self.ids is None else len(self.ids)
+
+    @field_validator("template", "next_template")
     @classmethod
     def _has_a_place(cls, template: str | None) -> str | None:
         if template is not None and template.count("{prompt}") != 1:
@@ -102,9 +154,36 @@ class PromptSettings(Settings):
     @field_validator("source")
     @classmethod
     def _is_known(cls, source: str) -> str:
-        if source in PROMPT_SOURCES or source.endswith((".jsonl", ".txt")) or "/" in source:
+        if source in PROMPT_SOURCES or source.endswith(PROMPT_FILES) or "/" in source:
             return source
         raise PydanticCustomError("unknown_name", "unknown prompt source", {"known": list(PROMPT_SOURCES)})
+
+    @field_validator("format")
+    @classmethod
+    def _is_format(cls, name: str | None) -> str | None:
+        if name is None or name in PROMPT_FORMATS:
+            return name
+        raise PydanticCustomError("unknown_name", "unknown format", {"known": list(PROMPT_FORMATS)})
+
+    @field_validator("ids", "categories")
+    @classmethod
+    def _has_each_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = [name for name, times in Counter(names or ()).items() if times > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is given twice")
+        return names
+
+    @model_validator(mode="after")
+    def _say_one_thing(self) -> "PromptSettings":
+        if self.chat_template and (self.template is not None or self.next_template is not None):
+            raise ValueError("chat_template and template are two ways to say one thing; give one")
+        if self.format is not None and self.field is not None:
+            raise ValueError("format and field are two ways to say one thing; give one")
+        if self.ids is not None and self.categories is not None:
+            raise ValueError("ids and categories are two ways to choose prompts; give one")
+        if self.ids is not None and "count" in self.model_fields_set and self.count != len(self.ids):
+            raise ValueError(f"count is {self.count}, and ids names {len(self.ids)} prompts; leave count out")
+        return self
 
 
 class SyntheticAcceptance(Settings):
@@ -163,7 +242,11 @@ class DecodeSettings(Settings):
     )
     rule: Rule = Field(default="auto", description="auto is greedy at temperature 0 and rejection above.")
     batch_size: int = Field(default=1, ge=1, description="Prompts decoded together.")
-    turns: int = Field(default=1, ge=1, description="Turns of a conversation that are answered.")
+    turns: int = Field(
+        default=1,
+        ge=1,
+        description="Turns of a conversation that are measured, each behind autoregressive's answers to those before.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the sampling noise.")
     ignore_eos: bool = Field(default=False, description="Decode to max_new_tokens whatever the text says.")
     chat_template_kwargs: dict[str, Any] = Field(
@@ -178,13 +261,6 @@ class DecodeSettings(Settings):
         if self.rule == "auto":
             return "greedy" if self.temperature == 0 else "rejection"
         return self.rule
-
-    @field_validator("turns")
-    @classmethod
-    def _is_one_turn(cls, turns: int) -> int:
-        if turns != 1:
-            raise ValueError("only the first turn is answered so far; use 1")
-        return turns
 
     @model_validator(mode="after")
     def _agree(self) -> "DecodeSettings":
@@ -204,13 +280,6 @@ class MeasureSettings(Settings):
     phase_blocks: int = Field(
         default=4, ge=0, description="Blocks of the first repeat in which a second pass asks where a step's time goes."
     )
-
-    @field_validator("processes")
-    @classmethod
-    def _is_one_process(cls, processes: int) -> int:
-        if processes != 1:
-            raise ValueError("only one process is supported so far; use 1")
-        return processes
 
 
 class MachineSettings(Settings):
@@ -243,9 +312,26 @@ class ArmSettings(Settings):
     label: str | None = Field(default=None, min_length=1, description="What tables and figures call the arm.")
 
 
+class ClaimSettings(Settings):
+    """What an experiment is to hold against its results; a report answers it, and no result depends on it."""
+
+    says: str = Field(min_length=1, description="The claim in one sentence.")
+    source: str | None = Field(default=None, min_length=1, description="Where it is made: a paper and its figure.")
+    faster: dict[str, Any] = Field(default={}, description="Options of the arms that it calls faster.")
+    than: dict[str, Any] = Field(default={}, description="Options of the arms that these are faster than.")
+    published: dict[str, float] = Field(default={}, description="Published speed-ups by the name of the arm.")
+
+    @model_validator(mode="after")
+    def _compares_two_kinds_of_arms(self) -> "ClaimSettings":
+        if bool(self.faster) != bool(self.than) or (self.faster and self.faster == self.than):
+            raise ValueError("faster and than name different arms, both or neither")
+        return self
+
+
 class _Header(Settings):
     name: str = Field(description="Names the results folder.")
     measure: MeasureSettings = Field(default=MeasureSettings())
+    claim: ClaimSettings | None = None
 
     @field_validator("name")
     @classmethod
@@ -294,7 +380,7 @@ class Experiment:
 
 S = TypeVar("S", bound=Settings)
 
-SECTIONS = ("name", "targets", "prompts", "decode", "methods", "measure", "machine")
+SECTIONS = ("name", "claim", "targets", "prompts", "decode", "methods", "measure", "machine")
 _REQUIRED = ("name", "targets", "prompts")
 
 
@@ -350,7 +436,7 @@ def interpret(document: Document, faults: Faults) -> Experiment:
 
 
 def _header(values: dict[str, Any], faults: Faults) -> _Header:
-    raw = {name: values[name] for name in ("name", "measure") if name in values}
+    raw = {name: values[name] for name in ("name", "measure", "claim") if name in values}
     if raw.get("measure", 0) is None:
         del raw["measure"]  # `measure:` with nothing below it
     header = validate(located(raw, ()), _Header, faults) if "name" in raw else None

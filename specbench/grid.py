@@ -330,7 +330,9 @@ def rehearsal(plan: Plan) -> Plan:
             cell,
             index=len(cells),
             target=TargetSpec(model="pico"),
-            prompts=PromptSettings(source="stdlib", count=min(cell.prompts.count, 4), max_prompt_tokens=_at_most(cell)),
+            prompts=PromptSettings(
+                source="stdlib", count=min(cell.prompts.number, 4), max_prompt_tokens=_at_most(cell)
+            ),
             decode=_small_decode(cell.decode),
             machine=cell.machine.model_copy(update={"device": "cpu", "dtype": "auto", "attention": "auto"}),
             arms=_small_arms(cell.arms),

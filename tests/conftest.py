@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests say ``from support.models import ...``
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests say ``from support import checks``
 
 torch.set_num_threads(1)
 

@@ -8,18 +8,32 @@ identity the mean over all steps, the last one whole, is unbiased where steps ar
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from specbench.analysis.memo import of_frame
+
 Floats = npt.NDArray[np.float64]
 
+ODD_STEPS = 0.1
+"""Share of a chain's steps that may be shorter than its gamma."""
 
+
+@of_frame
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that have numbers: those whose status is ``ok``."""
-    return rows[rows["status"] == "ok"]
+    fine = rows["status"].to_numpy() == "ok"
+    return rows if fine.all() else rows[fine]  # no copy where none is needed: a report asks some thousand times
+
+
+def decode_tokens(rows: pd.DataFrame) -> pd.Series:
+    """Tokens of each row that decode steps emitted: all but those that were there when its prefill ended.
+
+    The prefill yields one; an outside baseline that drafts along with it has more by then (`prefill_tokens`).
+    """
+    before = rows.get("prefill_tokens")
+    return rows["output_tokens"] - (1 if before is None else before.fillna(1))
 
 
 def block_efficiency(rows: pd.DataFrame) -> float | None:
@@ -30,7 +44,7 @@ def block_efficiency(rows: pd.DataFrame) -> float | None:
     rows = measured(rows)
     rows = rows[rows["steps"].notna()]
     steps = float(rows["steps"].sum())
-    return float((rows["output_tokens"] - 1).sum()) / steps if steps else None
+    return float(decode_tokens(rows).sum()) / steps if steps else None
 
 
 def block_efficiency_uncut(rows: pd.DataFrame) -> float | None:
@@ -108,6 +122,30 @@ def drafted_share(rows: pd.DataFrame) -> Floats:
     return np.array([float((depth > i).mean()) for i in range(_deepest(depth))])
 
 
+def accepted_lengths(rows: pd.DataFrame) -> Floats:
+    """Share of steps that kept exactly i draft tokens, for i = 0, 1, ... up to the deepest draft.
+
+    They sum to 1; their mean is `mean_accepted`. Empty where no step was recorded.
+    """
+    accepted, depth = _pairs(rows)
+    counts = np.bincount(accepted.astype(np.int64), minlength=_deepest(depth) + 1)
+    return counts / len(accepted) if len(accepted) else np.empty(0)
+
+
+def chain_depth(rows: pd.DataFrame) -> int | None:
+    """The one gamma of an arm whose every step drafts a chain of it; None for any other draft.
+
+    A share of `ODD_STEPS` may be shorter: drafts end at the length limit.
+    """
+    _, depth = _pairs(rows)
+    nodes = _per_step(rows, "drafted_nodes_per_step")
+    if not len(depth) or len(nodes) != len(depth) or (nodes != depth).any():
+        return None
+    usual = int(np.median(depth))
+    return usual if usual and float((depth != usual).mean()) <= ODD_STEPS else None
+
+
+@of_frame
 def _pairs(rows: pd.DataFrame) -> tuple[Floats, Floats]:
     """Accepted tokens and depth of the draft, one entry a step of a row."""
     rows = measured(rows)
@@ -116,8 +154,8 @@ def _pairs(rows: pd.DataFrame) -> tuple[Floats, Floats]:
 
 
 def _per_step(rows: pd.DataFrame, column: str) -> Floats:
-    lists: list[Any] = measured(rows)[column].dropna().tolist()
-    return np.concatenate([np.asarray(entry, dtype=np.float64) for entry in lists]) if lists else np.empty(0)
+    lists = measured(rows)[column].dropna().to_numpy()
+    return np.concatenate(lists).astype(np.float64) if len(lists) else np.empty(0)
 
 
 def _deepest(depth: Floats) -> int:

@@ -54,24 +54,59 @@ def predicted_speedup(tokens: float, step_s: float, autoregressive_s: float) -> 
     return tokens * autoregressive_s / step_s
 
 
-def chain_speedup(alpha: float, gamma: int, cost: float) -> float:
-    """Speed-up of a chain of gamma draft forwards, each as long as ``cost`` target forwards.
+def chain_speedup(alpha: float, gamma: int, cost: float, *, verify_cost: float = 1.0, overhead: float = 0.0) -> float:
+    """Speed-up of a chain of gamma draft forwards, in units of one autoregressive step.
 
-    Error: assumes that verifying gamma + 1 tokens takes as long as one and that the host adds nothing; both
-    flatter.
+    Error: as it stands in the paper it assumes that verifying gamma + 1 tokens takes as long as one and that the
+    host adds nothing; both flatter, and the last two arguments take them in.
+
+    Args:
+        alpha: Chance that a draft token is accepted.
+        gamma: Draft tokens per step.
+        cost: One draft forward.
+        verify_cost: Verifying gamma + 1 tokens.
+        overhead: Accept, update and host beyond what an autoregressive step spends on them.
 
     Source: Leviathan et al. (2023), theorem 3.8: ``(1 - alpha^(gamma + 1)) / ((1 - alpha) (gamma cost +
-    1))``.
+    1))``; with the 1 replaced by what was measured.
     """
-    return expected_tokens(alpha, gamma) / (gamma * cost + 1)
+    return expected_tokens(alpha, gamma) / (gamma * cost + verify_cost + overhead)
 
 
-def best_gamma(alpha: float, cost: float, *, largest: int = 64) -> int:
+def best_gamma(
+    alpha: float, cost: float, *, verify_slope: float = 0.0, overhead: float = 0.0, largest: int = 64
+) -> int:
     """The gamma of the highest `chain_speedup`; 0 if no draft pays, as where alpha is at most the cost.
 
-    Source: Leviathan et al. (2023), section 3.5 and corollary 3.9.
+    Args:
+        alpha: Chance that a draft token is accepted.
+        cost: One draft forward, in autoregressive steps.
+        verify_slope: What each draft token adds to a verification, in autoregressive steps.
+        overhead: As in `chain_speedup`; autoregressive decoding (gamma 0) has none.
+        largest: No gamma beyond this is looked at: without a cost, none is best.
+
+    Source: Leviathan et al. (2023), section 3.5 and corollary 3.9; the slope is that of a verification whose time
+    grows by the token, as in Su et al., The Synergy of Speculative Decoding and Batching (2023).
     """
-    return max(range(largest + 1), key=lambda gamma: chain_speedup(alpha, gamma, cost))
+
+    def speedup(gamma: int) -> float:
+        extra = overhead if gamma else 0.0
+        return chain_speedup(alpha, gamma, cost, verify_cost=1 + verify_slope * gamma, overhead=extra)
+
+    return max(range(largest + 1), key=speedup)
+
+
+def operations_ratio(alpha: float, gamma: int, cost: float = 0.0) -> float:
+    """Arithmetic per token over that of autoregressive decoding: what a compute-bound machine pays.
+
+    Args:
+        alpha: Chance that a draft token is accepted.
+        gamma: Draft tokens per step.
+        cost: Operations of one draft forward over those of one target forward, per token.
+
+    Source: Leviathan et al. (2023), theorem 3.11: ``(1 - alpha) (gamma cost + gamma + 1) / (1 - alpha^(gamma + 1))``.
+    """
+    return (gamma * cost + gamma + 1) / expected_tokens(alpha, gamma)
 
 
 def break_even_tokens(step_s: float, reference_s_per_token: float) -> float:
@@ -80,6 +115,16 @@ def break_even_tokens(step_s: float, reference_s_per_token: float) -> float:
     Source: `predicted_speedup` set to 1.
     """
     return step_s / reference_s_per_token
+
+
+def break_even_alpha(step_cost: float, gamma: int) -> float | None:
+    """Acceptance at which a step of ``step_cost`` autoregressive steps pays for itself; None if no acceptance does.
+
+    Source: `chain_speedup` set to 1 and solved for alpha.
+    """
+    if step_cost > gamma + 1:
+        return None
+    return alpha_from_tokens(max(1.0, step_cost), gamma)
 
 
 def break_even_draft_s(tokens: float, gamma: int, *, rest_s: float, reference_s_per_token: float) -> float:

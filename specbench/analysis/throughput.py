@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.analysis.acceptance import measured
+from specbench.analysis.acceptance import decode_tokens, measured
+from specbench.analysis.memo import of_frame
 
 _PLACE = ("process", "block", "repeat", "batch_size")
 
 
+@of_frame
 def batch_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per timed batch, indexed by ``batch_id``: where it belongs, its times and its tokens.
 
-    ``decode_tokens`` counts what decode steps emitted: all output tokens but the first of each row. ``ok`` is
+    ``decode_tokens`` counts what decode steps emitted: see `acceptance.decode_tokens`. ``ok`` is
     False where any row of the batch failed.
     """
     # Arrays, not a grouped aggregation: a report calls this some hundred times.
@@ -28,7 +30,7 @@ def batch_table(rows: pd.DataFrame) -> pd.DataFrame:
     columns |= {name: rows[name].to_numpy(np.float64)[first] for name in ("prefill_s", "ttft_s", "decode_s")}
     columns["rows"] = np.bincount(codes)
     columns["output_tokens"] = np.bincount(codes, rows["output_tokens"].fillna(0).to_numpy(np.float64))
-    columns["decode_tokens"] = columns["output_tokens"] - columns["rows"]
+    columns["decode_tokens"] = np.bincount(codes, decode_tokens(rows).fillna(0).to_numpy(np.float64))
     columns["ok"] = np.bincount(codes, rows["status"].ne("ok").to_numpy(np.float64)) == 0
     return pd.DataFrame(columns, index=pd.Index(ids, name="batch_id"))
 
@@ -40,7 +42,7 @@ def decode_tokens_per_s(rows: pd.DataFrame) -> float | None:
     1.
     """
     rows = measured(rows)
-    return _quotient((rows["output_tokens"] - 1).sum(), rows["row_done_s"].sum())
+    return _quotient(decode_tokens(rows).sum(), rows["row_done_s"].sum())
 
 
 def e2e_tokens_per_s(rows: pd.DataFrame) -> float | None:
@@ -55,22 +57,42 @@ def batch_tokens_per_s(rows: pd.DataFrame) -> float | None:
     return _quotient(batches["decode_tokens"].sum(), batches["decode_s"].sum())
 
 
+@of_frame
+def full_batch_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Seconds and decode tokens of each batch until its first row ends, indexed by ``batch_id``.
+
+    Until then every slot works, so how early rows end is no part of it. Batches whose steps were not recorded,
+    or in which a row ended with its first token, are left out.
+    """
+    rows = measured(rows)
+    shortest = rows.groupby("batch_id")["steps"].transform("min")
+    counted = rows["accepted_per_step"].notna().groupby(rows["batch_id"]).transform("all")
+    usable = (counted & (shortest >= 1)).to_numpy(bool)
+    rows, common = rows[usable], shortest[usable].to_numpy(np.int64)
+    if rows.empty:
+        return pd.DataFrame(columns=[*_PLACE, "seconds", "tokens"])
+    accepted = rows["accepted_per_step"].to_numpy()
+    lengths = np.fromiter(map(len, accepted), np.int64, len(rows))
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    shared = step < common[owner]
+    emitted = np.bincount(owner[shared], np.concatenate(accepted)[shared], minlength=len(rows)) + common
+    # A row that ends in just this step emitted what was left to emit; the rest is overshoot.
+    tokens = np.minimum(emitted, decode_tokens(rows).to_numpy(np.float64))
+    batches = (
+        rows[["batch_id", *_PLACE]].assign(seconds=rows["row_done_s"], tokens=tokens).groupby("batch_id", sort=False)
+    )
+    table = batches[list(_PLACE)].first()
+    return table.assign(seconds=batches["seconds"].min(), tokens=batches["tokens"].sum())
+
+
 def full_batch_tokens_per_s(rows: pd.DataFrame) -> float | None:
     """Decode tokens per second of whole batches until their first row ends, while every slot works.
 
-    The figure for method against method at batch sizes above 1: how early rows end is then no part of it.
-    None where steps were not recorded.
+    The figure for method against method at batch sizes above 1. None where steps were not recorded.
     """
-    tokens, seconds = 0.0, 0.0
-    for _, batch in measured(rows).groupby("batch_id", sort=False):
-        if batch["accepted_per_step"].isna().any() or batch["steps"].min() < 1:
-            continue
-        steps = int(batch["steps"].min())
-        emitted = [int(np.sum(accepted[:steps])) + steps for accepted in batch["accepted_per_step"]]
-        # A row that ends in just this step emitted what was left to emit; the rest is overshoot.
-        tokens += float(np.minimum(emitted, batch["output_tokens"] - 1).sum())
-        seconds += float(batch["row_done_s"].min())
-    return _quotient(tokens, seconds)
+    table = full_batch_table(rows)
+    return _quotient(table["tokens"].sum(), table["seconds"].sum())
 
 
 def occupancy(rows: pd.DataFrame) -> float | None:

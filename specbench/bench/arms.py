@@ -1,14 +1,16 @@
-"""One arm on the machine: its method, its draft latency, and each batch either measured or with a reason why not."""
+"""One arm on the machine: what runs it, its draft latency, and each batch either measured or with a reason why not."""
 
 import statistics
 import traceback
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
+from specbench import registry
 from specbench.bench.cells import Block, ReadyCell
 from specbench.bench.pacer import Pacer, pacer
 from specbench.bench.prompts import warm_up_ids
@@ -20,12 +22,14 @@ from specbench.bench.timing import (
     no_garbage_collection,
     timeline,
 )
+from specbench.decode.acceptance import Rule, rule_for
 from specbench.decode.loop import Requests, generate
 from specbench.decode.method import LoadContext, Method
+from specbench.decode.outside import Baseline
 from specbench.decode.target import CachedModel
-from specbench.decode.trace import BatchTrace
+from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import UnsupportedError
-from specbench.grid import Arm
+from specbench.grid import AUTOREGRESSIVE, Arm
 from specbench.models.loader import LoadedModel, ModelPool
 
 Status = Literal["oom", "timeout", "error", "unsupported", "skipped"]
@@ -54,14 +58,101 @@ class Measured:
 Outcome = Measured | Failure
 
 
-class LiveArm:
-    """An arm with its method loaded. Nothing here raises for a fault of the method: it comes back as a ``Failure``.
+class LiveArm(ABC):
+    """An arm that is loaded. Nothing here raises for a fault of what it runs: it comes back as a ``Failure``.
 
     Attributes:
+        passes: The passes that it takes part in.
         arm: What it is.
         failure: Set where no batch of this cell can run.
+    """
+
+    passes: ClassVar[tuple[Pass, ...]]
+
+    def __init__(
+        self, arm: Arm, cell: ReadyCell, target: LoadedModel | Failure, pool: ModelPool, *, limit_s: float | None = None
+    ) -> None:
+        self.arm, self._cell, self._limit_s = arm, cell, limit_s
+        self.failure: Failure | None = target if isinstance(target, Failure) else None
+        self._handles: list[CachedModel] = []
+        if isinstance(target, Failure):
+            return
+        self._target = target.model
+        try:
+            reason = self._load(self._context(target, pool))
+        except Exception as error:  # noqa: BLE001  (a method may be anyone's, and its fault becomes rows)
+            self.failure = failure_of(error)
+            return
+        if reason is not None:
+            self.failure = Failure("unsupported", reason)
+
+    def _context(self, target: LoadedModel, pool: ModelPool) -> LoadContext:
+        def draft_model(name: str) -> CachedModel:
+            self._handles.append(pool.draft(name, target))
+            return self._handles[-1]
+
+        return LoadContext(target.model, draft_model)
+
+    @property
+    @abstractmethod
+    def rule(self) -> Rule:
+        """What decides on its drafts."""
+
+    @property
+    @abstractmethod
+    def is_autoregressive(self) -> bool:
+        """Whether it drafts nothing, so that it may be the path that speed-ups are taken against."""
+
+    @abstractmethod
+    def _load(self, context: LoadContext) -> str | None:
+        """Make ready what runs the arm; the reason why it cannot run this cell, if there is one."""
+
+    @abstractmethod
+    def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
+        """Decode one batch."""
+
+    def warm_up(self, block: Block, passes: int) -> list[float]:
+        """Run on prompts as long as the block's and none of them.
+
+        Returns:
+            Seconds a step of every pass.
+        """
+        if self.failure is not None:
+            return []
+        requests, step_s = _warm_up_requests(block), []
+        for _ in range(passes):
+            outcome = self._decode(requests, "headline")
+            if isinstance(outcome, Measured) and outcome.trace.steps:
+                step_s.append(outcome.timing.decode_s / outcome.trace.steps)
+        return step_s
+
+    def achieved_s(self) -> list[float]:
+        """What every draft call took whose latency is kept, in seconds."""
+        return []
+
+    def run(self, block: Block, which: Pass) -> Outcome:
+        """Measure one batch."""
+        return self.failure or self._decode(block.requests, which)
+
+    def _decode(self, requests: Requests, which: Pass) -> Outcome:
+        kind = HeadlineWatch if which == "headline" else PhaseWatch
+        watch = kind(timeline(self._target.device), self._limit_s)
+        try:
+            with no_garbage_collection():
+                trace = self._generate(requests, watch)
+        except Exception as error:  # noqa: BLE001  (one arm's fault must not end the run)
+            return failure_of(error)
+        return Measured(trace, watch.timing)
+
+
+class CoreArm(LiveArm):
+    """A method on the decode core.
+
+    Attributes:
         pacers: Keep the draft latency; empty where it is as measured.
     """
+
+    passes = ("headline", "phase")
 
     def __init__(
         self,
@@ -69,63 +160,47 @@ class LiveArm:
         cell: ReadyCell,
         target: LoadedModel | Failure,
         pool: ModelPool,
-        method_class: MethodClass,
+        method_class: MethodClass = registry.load,
         *,
         limit_s: float | None = None,
     ) -> None:
-        self.arm, self._cell, self._limit_s = arm, cell, limit_s
-        self.failure: Failure | None = target if isinstance(target, Failure) else None
+        self._method_class = method_class
         self.pacers: list[Pacer] = []
         self._draft_pacer: AbstractContextManager[None] | None = None
-        self._handles: list[CachedModel] = []
-        if isinstance(target, Failure):
-            return
-        self._target = target.model
-        try:
-            self._method = self._loaded(method_class(arm.method), target, pool)
-        except Exception as error:  # noqa: BLE001  (a method may be anyone's, and its fault becomes rows)
-            self.failure = failure_of(error)
-            return
-        reason = self._method.unsupported(cell.cell.decode.batch_size, cell.decoding.rule.name)
-        if reason is not None:
-            self.failure = Failure("unsupported", reason)
+        super().__init__(arm, cell, target, pool, limit_s=limit_s)
 
-    def _loaded(self, kind: type[Method], target: LoadedModel, pool: ModelPool) -> Method:
-        method = kind(self.arm.build(kind.Options))
+    @property
+    def rule(self) -> Rule:
+        """The cell's."""
+        return self._cell.decoding.rule
 
-        def draft_model(name: str) -> CachedModel:
-            self._handles.append(pool.draft(name, target))
-            return self._handles[-1]
+    @property
+    def is_autoregressive(self) -> bool:
+        """Known by its method."""
+        return self.arm.method == AUTOREGRESSIVE
 
-        method.load(LoadContext(target.model, draft_model))
-        return method
+    def _load(self, context: LoadContext) -> str | None:
+        kind = self._method_class(self.arm.method)
+        self._method = kind(self.arm.build(kind.Options))
+        self._method.load(context)
+        return self._method.unsupported(self._cell.cell.decode.batch_size, self.rule.name)
+
+    def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
+        return generate(self._target, self._method, requests, self._cell.decoding, watch, self._draft_pacer)
 
     def warm_up(self, block: Block, passes: int) -> list[float]:
-        """Run on prompts as long as the block's and none of them; set the draft latency on the way.
-
-        Returns:
-            Seconds a step of every pass.
-        """
-        if self.failure is not None:
-            return []
-        requests = Requests([warm_up_ids(prompt.ids) for prompt in block.prompts], block.requests.keys)
-        step_s = []
-        if self.arm.draft_latency_ms is not None:
-            self._set_latency(requests, self.arm.draft_latency_ms * 1e-3)
-        for _ in range(passes):
-            outcome = self._decode(requests, "headline")
-            if isinstance(outcome, Measured) and outcome.trace.steps:
-                step_s.append(outcome.timing.decode_s / outcome.trace.steps)
-        self.forget_latencies()
+        """As for every arm; the draft latency is set on the way."""
+        if self.failure is None and self.arm.draft_latency_ms is not None:
+            self._set_latency(_warm_up_requests(block), self.arm.draft_latency_ms * 1e-3)
+        step_s = super().warm_up(block, passes)
+        self._forget_latencies()
         return step_s
 
     def _set_latency(self, requests: Requests, floor_s: float) -> None:
         """Measure the latency that the draft has by nature, and refuse a bound below it."""
-        if self.failure is not None:
-            return
         self._pace(0.0)
         for _ in range(2):  # the first time, memory is still being touched
-            self.forget_latencies()
+            self._forget_latencies()
             outcome = self._decode(requests, "headline")
             if isinstance(outcome, Failure):
                 self.failure = outcome  # rows that say "injected" must not run at the draft's own pace
@@ -148,27 +223,89 @@ class LiveArm:
         self._draft_pacer = None if self._handles else self.pacers[0]
 
     def achieved_s(self) -> list[float]:
-        """What every paced call took since the last ``forget_latencies``, in seconds."""
+        """What every paced call took since the end of the warm-up, in seconds."""
         return [seconds for keeper in self.pacers for seconds in keeper.achieved_s()]
 
-    def forget_latencies(self) -> None:
-        """Begin to count anew."""
+    def _forget_latencies(self) -> None:
         for keeper in self.pacers:
             keeper.clear()
 
+
+class OutsideArm(LiveArm):
+    """An outside baseline. It has no phases to time, and its drafts cannot be paced.
+
+    Where its code is compiled for a shape of batch, that happens before the first such batch is timed.
+    """
+
+    passes = ("headline",)
+    # The first compiles, the second may capture, the third runs as all later ones do.
+    _PASSES_TO_COMPILE = 3
+
+    @property
+    def rule(self) -> Rule:
+        """Its own: greedy, or one that keeps the target's distribution by chance of its own."""
+        return rule_for("auto", self._cell.decoding.temperature)
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Known by its class."""
+        return self._kind.is_autoregressive
+
+    @property
+    def _kind(self) -> type[Baseline]:
+        return registry.load_baseline(self.arm.method)
+
+    def _load(self, context: LoadContext) -> str | None:
+        self._compiled: set[Hashable] = {None}
+        self._baseline = self._kind(self.arm.build(self._kind.Options))
+        self._baseline.load(context)
+        if self.arm.draft_latency_ms is not None:
+            return f"a draft latency cannot be kept inside the loop of {self.arm.method}"
+        return self._baseline.unsupported(
+            self._cell.cell.decode.batch_size, self._cell.decoding.rule, self._target.device
+        )
+
+    def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
+        return self._baseline.generate(requests, self._cell.decoding, watch)
+
+    def warm_up(self, block: Block, passes: int) -> list[float]:
+        """As for every arm; what it takes to compile is not among the passes."""
+        self._compile(block)
+        return super().warm_up(block, passes)
+
     def run(self, block: Block, which: Pass) -> Outcome:
         """Measure one batch."""
-        return self.failure or self._decode(block.requests, which)
+        self._compile(block)
+        return super().run(block, which)
 
-    def _decode(self, requests: Requests, which: Pass) -> Outcome:
-        kind = HeadlineWatch if which == "headline" else PhaseWatch
-        watch = kind(timeline(self._target.device), self._limit_s)
-        try:
-            with no_garbage_collection():
-                trace = generate(self._target, self._method, requests, self._cell.decoding, watch, self._draft_pacer)
-        except Exception as error:  # noqa: BLE001  (one arm's fault must not end the run)
-            return failure_of(error)
-        return Measured(trace, watch.timing)
+    def _compile(self, block: Block) -> None:
+        if self.failure is not None:
+            return
+        shape = self._baseline.compiled_for(block.requests)
+        if shape in self._compiled:
+            return
+        self._compiled.add(shape)
+        for _ in range(self._PASSES_TO_COMPILE):
+            self._decode(_warm_up_requests(block), "headline")
+
+
+def live_arm(
+    arm: Arm,
+    cell: ReadyCell,
+    target: LoadedModel | Failure,
+    pool: ModelPool,
+    method_class: MethodClass = registry.load,
+    *,
+    limit_s: float | None = None,
+) -> LiveArm:
+    """An arm, loaded: a method on the core, or an outside baseline."""
+    if arm.method in registry.baselines():
+        return OutsideArm(arm, cell, target, pool, limit_s=limit_s)
+    return CoreArm(arm, cell, target, pool, method_class, limit_s=limit_s)
+
+
+def _warm_up_requests(block: Block) -> Requests:
+    return Requests([warm_up_ids(prompt.ids) for prompt in block.prompts], block.requests.keys)
 
 
 def failure_of(error: Exception) -> Failure:

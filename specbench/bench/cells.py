@@ -86,15 +86,18 @@ class ReadyCell:
         wanted = prompts if limit is None else prompts[:limit]
         return [Block(start // size, prompts[start : start + size]) for start in range(0, len(wanted), size)]
 
-    def block_key(self, block: Block, repeat: int) -> str:
+    def block_key(self, block: Block, repeat: int, process: int) -> str:
         """Names the block's rows in the store; a change in any of its arms makes it another block."""
         digest = hashlib.sha256("\n".join(self.trial_ids.values()).encode()).hexdigest()[:16]
-        return f"{self.cell.target.name} b{self.cell.decode.batch_size} block{block.index} repeat{repeat} {digest}"
+        return (
+            f"{self.cell.target.name} b{self.cell.decode.batch_size} block{block.index} repeat{repeat} "
+            f"process{process} {digest}"
+        )
 
-    def order(self, block: Block, repeat: int) -> list[Arm]:
+    def order(self, block: Block, repeat: int, process: int) -> list[Arm]:
         """The arms in the order in which they run on a block: shuffled, and the same again after a resume."""
         arms = list(self.cell.arms)
-        random.Random(f"{self.cell.decode.seed} {self.name} {repeat} {block.index}").shuffle(arms)
+        random.Random(f"{self.cell.decode.seed} {self.name} {process} {repeat} {block.index}").shuffle(arms)
         return arms
 
 
@@ -129,6 +132,7 @@ def _ready_cell(cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[
         target,
         max_new_tokens=cell.decode.max_new_tokens,
         chat_template_kwargs=cell.decode.chat_template_kwargs,
+        turns=cell.decode.turns,
     )
     resolved = replace(cell, machine=resolved_machine(cell.machine, where, target))
     trials = {

@@ -1,16 +1,19 @@
-"""What a plan would run, without loading a weight or a prompt: trials, memory, and a rough time."""
+"""What a plan would run, without loading a weight or a prompt: trials, memory, a rough time, and its precision."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from specbench.analysis.intervals import MIN_UNITS
+from specbench.analysis.intervals import MIN_UNITS, estimand
 from specbench.bench.cells import model_names
+from specbench.bench.forecast import PRECISIONS, Forecast, forecast
+from specbench.bench.machine import machine_slug
 from specbench.bench.progress import duration
-from specbench.bench.prompts import STDLIB_MAX_TOKENS
+from specbench.bench.prompt_encoding import limit_of
 from specbench.config import RandomModel
 from specbench.errors import SpecbenchError
 from specbench.grid import Cell, Plan
@@ -47,6 +50,7 @@ def size_of(source: Source, dtype: torch.dtype) -> Size:
 def dry_run(
     plan: Plan,
     *,
+    results: Path | None = None,
     limit: int | None = None,
     rehearse: bool = False,
     console: Console | None = None,
@@ -56,6 +60,7 @@ def dry_run(
 
     Args:
         plan: What would run.
+        results: Folder of all results: the noise of earlier ones tells what precision to expect; None for no look.
         limit: As in ``run``.
         rehearse: Whether the plan is a rehearsal.
         console: Where to print.
@@ -66,7 +71,14 @@ def dry_run(
     estimates = [_estimate(cell, plan, limit, zoo) for cell in plan.cells]
     rows = [_words(cell, plan, estimate) for cell, estimate in zip(plan.cells, estimates, strict=True)]
     console.print(title, style="bold", highlight=False, markup=False)
-    for line in [*_aligned(rows), *_arms(plan), *_totals(plan, estimates)]:
+    forecasts = [_forecast(cell, plan, estimate, results) for cell, estimate in zip(plan.cells, estimates, strict=True)]
+    for line in [
+        *_aligned(_COLUMNS, rows),
+        *_arms(plan),
+        *_totals(plan, estimates),
+        *_precision(plan, forecasts),
+        *_problems(estimates),
+    ]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -91,7 +103,8 @@ class _Estimate:
 
 def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate:
     size = cell.decode.batch_size
-    prompts = min(cell.prompts.count, -(-limit // size) * size) if limit else cell.prompts.count
+    most = cell.prompts.number * cell.decode.turns
+    prompts = min(most, -(-limit // size) * size) if limit else most
     blocks = -(-prompts // size)
     runs = blocks * plan.measure.repeats + min(blocks, plan.measure.phase_blocks) + plan.measure.warmup
     batches = runs * len(cell.arms)
@@ -101,9 +114,7 @@ def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate
     drafts = {name: _size(name, where, zoo, problems) for arm in cell.arms for name in model_names(arm)}
     if target is None or None in drafts.values():
         return _Estimate(prompts, blocks, batches, None, None, tuple(problems))
-    prompt_tokens = cell.prompts.max_prompt_tokens or (
-        STDLIB_MAX_TOKENS if cell.prompts.source == "stdlib" else _TYPICAL_PROMPT_TOKENS
-    )
+    prompt_tokens = limit_of(cell.prompts) or _TYPICAL_PROMPT_TOKENS
     tokens = size * (prompt_tokens + cell.decode.max_new_tokens)
     models = [target, *(draft for draft in drafts.values() if draft is not None)]
     memory = sum(model.weights + tokens * model.kv_per_token for model in models)
@@ -133,12 +144,12 @@ def _size(model: str | RandomModel, where: Placement, zoo: Path, problems: list[
         return None
 
 
-def _aligned(rows: list[list[str]]) -> Iterator[str]:
+def _aligned(columns: Mapping[str, bool], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The rows below their headings; whole, however narrow the console is, since a log has no width."""
-    table = [list(_COLUMNS), *rows]
+    table = [list(columns), *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        cells = zip(row, widths, _COLUMNS.values(), strict=True)
+        cells = zip(row, widths, columns.values(), strict=True)
         yield "  ".join(
             word.rjust(width) if is_number else word.ljust(width) for word, width, is_number in cells
         ).rstrip()
@@ -186,11 +197,60 @@ def _totals(plan: Plan, estimates: list[_Estimate]) -> list[str]:
     time = f", roughly {duration(sum(known))} (within a factor of three)" if len(known) == len(estimates) else ""
     lines = [f"{len(plan.cells)} cells, {trials} trials, {batches:,} batches to decode{time}"]
     pairs = zip(plan.cells, estimates, strict=True)
-    fewest = min(estimate.prompts // cell.decode.batch_size for cell, estimate in pairs)
+    fewest = min(_full_blocks(cell, estimate) for cell, estimate in pairs)
     interval = (
         f"intervals rest on {fewest} full batches or more"
         if fewest >= MIN_UNITS
         else f"cells with fewer than {MIN_UNITS} full batches get no interval (the fewest is {fewest})"
     )
+    return [*lines, interval]
+
+
+def _problems(estimates: list[_Estimate]) -> Iterator[str]:
     problems = dict.fromkeys(problem for estimate in estimates for problem in estimate.problems)
-    return [*lines, interval, *(f"missing here: {problem}" for problem in problems)]
+    yield from (f"missing here: {problem}" for problem in problems)
+
+
+def _full_blocks(cell: Cell, estimate: _Estimate) -> int:
+    return estimate.prompts // cell.decode.batch_size
+
+
+# --- the precision to expect
+
+_PRECISION_COLUMNS = {
+    "target": False, "T": True, "batch": True, "noise from": False, "prompts differ by": True,
+    "repeats differ by": True, "expected": True,
+    **{f"prompts for ±{precision:.0%}": True for precision in PRECISIONS},
+    f"repeats for ±{PRECISIONS[0]:.0%}": True,
+}  # fmt: skip
+
+
+def _forecast(cell: Cell, plan: Plan, estimate: _Estimate, results: Path | None) -> Forecast:
+    missing: list[str] = []
+    where = _where(cell, missing)
+    folder = results / plan.experiment_name / machine_slug(where.device) if results and not missing else None
+    return forecast(cell, _full_blocks(cell, estimate), plan.measure.repeats, folder)
+
+
+def _precision(plan: Plan, forecasts: list[Forecast]) -> Iterator[str]:
+    yield "precision to expect of a speed-up (95 % interval, noisiest arm):"
+    yield from _aligned(
+        _PRECISION_COLUMNS,
+        [_precision_words(cell, own) for cell, own in zip(plan.cells, forecasts, strict=True)],
+    )
+    yield f"the intervals speak of {estimand(plan.measure.processes)}"
+
+
+def _precision_words(cell: Cell, own: Forecast) -> list[str]:
+    expected, repeats = own.half_width, own.repeats_needed(PRECISIONS[0])
+    return [
+        cell.target.name,
+        f"{cell.decode.temperature:g}",
+        str(cell.decode.batch_size),
+        own.source,
+        f"{own.noise.between:.1%}",
+        f"{own.noise.within:.1%}",
+        "no interval" if expected is None else f"±{math.expm1(expected):.1%}",
+        *(f"{own.prompts_needed(precision):,}" for precision in PRECISIONS),
+        "more prompts needed" if repeats is None else f"{repeats:,}",
+    ]

@@ -105,7 +105,7 @@ def _floor(setting: Setting, rows: list[tuple[float, int, float, float]]) -> Flo
 
 def _draft_method(setting: Setting, target: LoadedModel, pool: ModelPool) -> Method:
     kind = registry.load("draft_model")
-    method: Method = kind(kind.Options(draft=setting.draft, gamma=setting.gamma))  # type: ignore[attr-defined]
+    method: Method = kind(kind.Options(draft=setting.draft, gamma=setting.gamma))
     method.load(LoadContext(target.model, lambda name: pool.draft(name, target)))
     return method
 

@@ -85,6 +85,17 @@ def compare(
     return Verdict("near-tie" if worst <= allowed else "WRONG", first, gaps[first])
 
 
+def judge_reference(target: CachedModel, prompt: list[int], output: list[int], sampler: Sampler) -> Verdict:
+    """Judge autoregressive decoding itself, against one plain forward over its text without cache or tree."""
+    gaps, scale = teacher_forced_gaps(target, prompt, output, sampler)
+    worst = max(gaps)
+    if worst == 0:
+        return Verdict("equal")
+    word: Word = "near-tie" if worst <= tolerance(target.dtype, scale) else "WRONG"
+    first = next(index for index, gap in enumerate(gaps) if gap > 0)
+    return Verdict(word, first, gaps[first])
+
+
 @torch.no_grad()
 def teacher_forced_gaps(
     target: CachedModel, prompt: list[int], output: list[int], sampler: Sampler

@@ -32,7 +32,7 @@ class SoFar:
             return
         seconds, tokens, steps = self._sums[arm.name]
         rows = outcome.trace.rows
-        tokens += sum(len(row.output_ids) - 1 for row in rows)
+        tokens += sum(len(row.output_ids) - row.prefill_tokens for row in rows)
         steps += sum(row.steps for row in rows)
         self._sums[arm.name] = (seconds + outcome.timing.decode_s, tokens, steps)
 

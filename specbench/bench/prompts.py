@@ -1,4 +1,4 @@
-"""Prompts: read from a source, turned into token ids once, and named by a hash.
+"""The prompts of a cell: chosen from a source, turned into token ids once, and named by a hash. None is used twice.
 
 Every prompt has an id that is unique within its source and a key made from it; chance depends on the key, so a prompt
 keeps its text wherever it stands in a run.
@@ -6,44 +6,43 @@ keeps its text wherever it stands in a run.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from specbench.bench.stdlib_prompts import stdlib_texts
-from specbench.config import PROMPT_SOURCES, PromptSettings
-from specbench.errors import ConfigError, UnknownNameError, UnsupportedError, did_you_mean
+from specbench.bench.prompt_choice import in_order
+from specbench.bench.prompt_encoding import Answer, Encoder, limit_of
+from specbench.bench.prompt_formats import Question
+from specbench.bench.prompt_sources import PromptTable, read_table
+from specbench.config import PromptSettings
+from specbench.errors import ConfigError
 from specbench.models.source import Source
 
-STDLIB_MAX_TOKENS = 256
-"""What a stdlib prompt is cut to where the experiment names no limit: a module has no natural beginning."""
-
-_stdlib = lru_cache(maxsize=4)(stdlib_texts)  # every cell of a plan asks for the same
-
-_PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A prompt before it is tokenised."""
-
-    id: str
-    text: str
-    category: str | None = None
+_ASKS_NOTHING = "no question of a person with an answer to it"
+_TOO_LONG = "longer than prompts.max_prompt_tokens or the target's context"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the target reads it; ``key`` is a stable number below 2**31, made from the id."""
+    """A prompt as the target reads it.
+
+    Attributes:
+        id: Unique within the run; a later turn's ends in ``/turn2`` and so on.
+        key: A stable number below 2**31, made from the id.
+        category: None where its source has none.
+        ids: Its tokens; empty for a later turn whose earlier answers are not known yet.
+        text: What is asked, without what stands before and around it.
+        turn: Of its conversation, from 1.
+    """
 
     id: str
     key: int
     category: str | None
     ids: list[int]
     text: str
+    turn: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,48 +50,18 @@ class PromptSet:
     """The prompts of a cell.
 
     Attributes:
-        prompts: In the order of their source.
-        sha: Sixteen hex digits of their ids.
+        prompts: All first turns, then all second turns, and so on.
+        sha: Sixteen hex digits of their ids, or of the text where the ids are not known yet.
         dataset: The source's name.
-        skipped: What the source should hold and does not, each with the reason.
+        skipped: What the source should hold and does not, or what was left out, each with the reason.
+        questions: What the first turns come from, in their order.
     """
 
     prompts: list[Prompt]
     sha: str
     dataset: str
     skipped: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A hub data set that has a name of its own.
-
-    Attributes:
-        path: Its hub id.
-        split: The split that prompts come from.
-        config: Its configuration, where it has several.
-        category: The column that holds a category.
-    """
-
-    path: str
-    split: str
-    config: str | None = None
-    category: str | None = None
-
-
-_HUB: dict[str, HubSource] = {
-    "mt_bench": HubSource("HuggingFaceH4/mt_bench_prompts", "train", category="category"),
-    "alpaca": HubSource("tatsu-lab/alpaca", "train"),
-    "sharegpt": HubSource("Aeala/ShareGPT_Vicuna_unfiltered", "train"),
-    "humaneval": HubSource("openai/openai_humaneval", "test"),
-    "gsm8k": HubSource("openai/gsm8k", "test", config="main"),
-    "hellaswag": HubSource("Rowan/hellaswag", "validation"),
-    "mmlu": HubSource("cais/mmlu", "test", config="all", category="subject"),
-}
-
-_ELSEWHERE = {
-    "spec_bench": "question.jsonl of github.com/hemingkx/Spec-Bench (data/spec_bench)",
-}
+    questions: tuple[Question, ...] = ()
 
 
 def load_prompts(
@@ -101,37 +70,77 @@ def load_prompts(
     *,
     max_new_tokens: int,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    turns: int = 1,
 ) -> PromptSet:
     """The prompts of a cell, as its target reads them.
 
     Args:
         settings: Which prompts.
         source: The target, for its tokenizer, template and context.
-        max_new_tokens: Room that must be left in the context.
+        max_new_tokens: Room that must be left in the context, for each turn.
         chat_template_kwargs: Handed to the chat template.
+        turns: Turns of each conversation; one that has fewer gives fewer prompts.
 
     Raises:
         ConfigError: A missing or unreadable file, too few prompts, a prompt that does not fit.
         UnsupportedError: A hub data set that cannot be reached.
     """
-    texts, skipped = _texts(settings)
-    if settings.category is not None:
-        texts = (text for text in texts if text.category == settings.category)
-    taken = list(islice(texts, settings.count))
-    if len(taken) < settings.count:
-        of = "" if settings.category is None else f" of category {settings.category!r}"
-        raise ConfigError(
-            f"prompts.count is {settings.count}, but {settings.source} has {len(taken)} prompts{of}; none is used twice"
-        )
-    encoder = _Encoder(settings, source, chat_template_kwargs or {})
-    prompts = [encoder.prompt(text) for text in taken]
-    _check_fit(prompts, source, max_new_tokens)
-    return PromptSet(prompts, prompts_sha(prompts), Path(settings.source).stem, skipped)
+    table = read_table(settings)
+    encoder = Encoder(settings, source, chat_template_kwargs or {})
+    room = _Room(settings, source, encoder, max_new_tokens, turns)
+    questions: list[Question] = []
+    left_out: Counter[str] = Counter()
+    for row in in_order(table, settings):
+        if len(questions) == settings.number:
+            break
+        question = table.question(row)
+        if question is None:
+            left_out[_ASKS_NOTHING] += 1
+        elif not room.holds(question):
+            left_out[_TOO_LONG] += 1
+        else:
+            questions.append(question)
+    skipped = {f"{count} prompts of {table.name}": reason for reason, count in left_out.items()}
+    if len(questions) < settings.number:
+        raise ConfigError(_too_few(settings, len(questions), skipped))
+    prompts = [prompt_of(question, encoder) for question in questions]
+    for turn in range(2, turns + 1):
+        prompts += [_pending(question, turn) for question in questions if len(question.content.turns) >= turn]
+    skipped |= _missed(table, questions)
+    return PromptSet(prompts, prompts_sha(prompts), table.name, skipped, tuple(questions))
+
+
+def _too_few(settings: PromptSettings, found: int, skipped: Mapping[str, str]) -> str:
+    wanted = f"prompts.count is {settings.number}" if settings.ids is None else f"prompts.ids names {settings.number}"
+    of = "" if settings.categories is None else f" of category {' or '.join(settings.categories)}"
+    left_out = "".join(f"; {which} are left out: {reason}" for which, reason in skipped.items())
+    return f"{wanted}, but {settings.source} has {found} prompts{of}; none is used twice{left_out}"
+
+
+def _missed(table: PromptTable, questions: Sequence[Question]) -> dict[str, str]:
+    """What the source lacks, unless nothing of it was needed."""
+    preferred = set(table.ids[: table.preferred])
+    if table.preferred and all(question.id in preferred for question in questions):
+        return {}
+    return dict(table.skipped)
+
+
+def prompt_of(question: Question, encoder: Encoder, answers: Sequence[Answer] = ()) -> Prompt:
+    """The prompt of the turn that follows the answers."""
+    pending = _pending(question, 1 + len(answers))
+    with _named(pending.id):
+        ids = encoder.ids(question.content, answers)
+    return Prompt(pending.id, pending.key, pending.category, ids, pending.text, pending.turn)
+
+
+def _pending(question: Question, turn: int) -> Prompt:
+    prompt_id = question.id if turn == 1 else f"{question.id}/turn{turn}"
+    return Prompt(prompt_id, key_of(prompt_id), question.category, [], question.content.turns[turn - 1], turn)
 
 
 def prompts_sha(prompts: list[Prompt]) -> str:
-    """Sixteen hex digits of the ids of all prompts, in order."""
-    return hashlib.sha256(json.dumps([prompt.ids for prompt in prompts]).encode()).hexdigest()[:16]
+    """Sixteen hex digits of the ids of all prompts, in order; of the text of those that have no ids yet."""
+    return hashlib.sha256(json.dumps([prompt.ids or prompt.text for prompt in prompts]).encode()).hexdigest()[:16]
 
 
 def key_of(prompt_id: str) -> int:
@@ -144,185 +153,47 @@ def warm_up_ids(ids: list[int]) -> list[int]:
     return [ids[0], *reversed(ids[1:])]
 
 
-class _Encoder:
-    """Texts to ids, all in the same way."""
+class _Room:
+    """What a target can hold."""
 
-    def __init__(self, settings: PromptSettings, source: Source, template_kwargs: Mapping[str, Any]) -> None:
-        self._tokenizer = source.tokenizer
-        self._settings = settings
-        self._template_kwargs = template_kwargs
-        default = STDLIB_MAX_TOKENS if settings.source == "stdlib" else None
-        self._most = settings.max_prompt_tokens or default
-        if settings.chat_template and self._tokenizer.chat_template is None:
-            raise ConfigError(
-                f"prompts.chat_template is true, but the tokenizer of {source.name} has no chat template; "
-                "prompts.template can give one"
-            )
-        if settings.chat_template and settings.template is not None:
-            raise ConfigError("prompts.chat_template and prompts.template are two ways to say one thing; give one")
+    def __init__(
+        self, settings: PromptSettings, source: Source, encoder: Encoder, max_new_tokens: int, turns: int
+    ) -> None:
+        self._skips, self._limit = settings.truncate == "skip", limit_of(settings)
+        self._source, self._encoder, self._max_new_tokens, self._turns = source, encoder, max_new_tokens, turns
 
-    def prompt(self, text: Text) -> Prompt:
-        ids = self._cut(self._encode(text.text))
-        bos = self._tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            raise ConfigError(f"prompt {text.id}: it begins with two begin-of-text tokens; take one out")
-        if not ids:
-            raise ConfigError(f"prompt {text.id}: it has no tokens")
-        return Prompt(text.id, key_of(text.id), text.category, ids, text.text)
+    def holds(self, question: Question) -> bool:
+        """Whether the question can be asked; without ``truncate: skip`` it must be.
 
-    def _encode(self, text: str) -> list[int]:
-        if self._settings.template is not None:
-            text = self._settings.template.replace("{prompt}", text)
-        if not self._settings.chat_template:
-            return list(self._tokenizer(text, verbose=False)["input_ids"])
-        # The template writes its own begin-of-text token, so that the text is tokenised without another one.
-        rendered = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, **self._template_kwargs
-        )
-        return list(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
+        Raises:
+            ConfigError: The conversation is longer than the context.
+        """
+        with _named(question.id):
+            tokens = len(self._encoder.ids(question.content))
+            needed = self._needed(question)
+            most = self._source.max_positions
+            if self._skips:
+                return (most is None or needed <= most) and (self._limit is None or tokens <= self._limit)
+            if most is not None and needed > most:
+                rest = needed - tokens
+                more = "new ones" if self._turns == 1 else "of answers and later turns"
+                raise ConfigError(
+                    f"{tokens} tokens and {rest} {more} exceed the {most} positions of {self._source.name}; set "
+                    f"prompts.max_prompt_tokens to at most {max(0, most - rest)}, or prompts.truncate to skip"
+                )
+        return True
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        if self._most is None or len(ids) <= self._most:
-            return ids
-        if self._settings.truncate == "right":
-            return ids[: self._most]
-        begins = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
-        rest = self._most - len(begins)
-        return begins + ids[len(ids) - rest :]
+    def _needed(self, question: Question) -> int:
+        """Tokens of the whole conversation, every answer as long as it may get."""
+        turns = min(self._turns, len(question.content.turns))
+        silent = [Answer([], "")] * (turns - 1)
+        return len(self._encoder.ids(question.content, silent)) + turns * self._max_new_tokens
 
 
-def _check_fit(prompts: list[Prompt], source: Source, max_new_tokens: int) -> None:
-    longest = max(prompts, key=lambda prompt: len(prompt.ids))
-    room = source.max_positions
-    if room is not None and len(longest.ids) + max_new_tokens > room:
-        raise ConfigError(
-            f"prompt {longest.id}: {len(longest.ids)} tokens and {max_new_tokens} new ones exceed the {room} positions "
-            f"of {source.name}; set prompts.max_prompt_tokens to at most {max(0, room - max_new_tokens)}"
-        )
-
-
-def _texts(settings: PromptSettings) -> tuple[Iterator[Text], dict[str, str]]:
-    """The texts of a source in its order, and what is missing from it."""
-    name = settings.source
-    if name == "stdlib":
-        most = settings.max_prompt_tokens or STDLIB_MAX_TOKENS
-        found = _stdlib(most)
-        return (Text(f"{name}/{prompt.name}", prompt.text, prompt.module) for prompt in found.prompts), found.skipped
-    path = Path(name)
-    if path.suffix == ".jsonl":
-        return _jsonl(path, settings.field), {}
-    if path.suffix == ".txt":
-        return _lines(path), {}
-    if name in _HUB:
-        return _hub(name, _HUB[name], settings), {}
-    if name in _ELSEWHERE:
-        raise UnsupportedError(f"prompts {name}: give the path of a local copy instead: {_ELSEWHERE[name]}")
-    if name.count("/") == 1 and not path.exists():
-        return _hub(name, HubSource(name, settings.split or "train"), settings), {}
-    if "/" in name:
-        raise ConfigError(f"prompts.source: {name}: no such .jsonl or .txt file")
-    raise UnknownNameError(f"unknown prompt source {name!r}. {did_you_mean(name, PROMPT_SOURCES)}")
-
-
-def _read(path: Path) -> str:
+@contextmanager
+def _named(prompt_id: str) -> Iterator[None]:
+    """Say which prompt a fault is in."""
     try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"prompts.source: {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"prompts.source: {path}: not UTF-8 text") from error
-
-
-def _lines(path: Path) -> Iterator[Text]:
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        if line.strip():
-            yield Text(f"{path.stem}:{number}", line)
-
-
-def _jsonl(path: Path, column: str | None) -> Iterator[Text]:
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{where}: no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where}: should be a JSON object with a prompt or turns")
-        name = next((str(row[key]) for key in ("id", "question_id", "task_id", "prompt_id") if key in row), None)
-        category = row.get("category")
-        identity = f"{path.stem}:{number}" if name is None else f"{path.stem}/{name}"
-        yield Text(identity, text_of(row, column, where), None if category is None else str(category))
-
-
-def text_of(row: Mapping[str, Any], column: str | None, where: str) -> str:
-    """The first thing that a row asks, in any of the shapes in which prompt sets are published.
-
-    Args:
-        row: A row of a file or data set.
-        column: The column to take; None for the usual ones.
-        where: Names the row in an error.
-
-    Raises:
-        ConfigError: No column holds text, or the data set is a placeholder.
-    """
-    if column is not None and column not in row:
-        raise ConfigError(f"{where}: no field {column!r}. {did_you_mean(column, list(row))}")
-    value = row[column] if column is not None else _usual(row)
-    while isinstance(value, list) and value:
-        value = value[0]
-    if isinstance(value, dict):
-        value = value.get("content", value.get("value"))
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{where}: no text in it; it needs a prompt, turns, or the field that prompts.field names")
-    if _PLACEHOLDER in value:
-        raise ConfigError(f"{where}: the data set holds a placeholder where its prompts belong; prepare it first")
-    return value
-
-
-def _usual(row: Mapping[str, Any]) -> Any:
-    if isinstance(row.get("instruction"), str):
-        return "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    if "choices" in row and "question" in row:
-        choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGH", row["choices"], strict=False))
-        return f"{row['question']}\n{choices}\nAnswer:"
-    for key in ("prompt", "turns", "conversations", "messages", "question", "ctx", "text"):
-        if row.get(key):
-            return row[key]
-    return None
-
-
-def _hub(name: str, source: HubSource, settings: PromptSettings) -> Iterator[Text]:
-    rows = _hub_rows(name, source, settings.split or source.split)
-    category = source.category or "category"
-    for number, row in enumerate(rows):
-        kind = row.get(category)
-        text = text_of(row, settings.field, f"{name} row {number}")
-        yield Text(f"{name}:{number}", text, None if kind is None else str(kind))
-
-
-def _hub_rows(name: str, source: HubSource, split: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a hub data set; raised here is what a user can mend."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        # Asked first, because it gives up at once where ``datasets`` tries for half a minute.
-        hf_hub_download(source.path, "README.md", repo_type="dataset", etag_timeout=5)
-    except RepositoryNotFoundError as error:
-        raise ConfigError(f"prompts {name}: the hub has no data set {source.path}") from error
-    except (OSError, HfHubHTTPError) as error:
-        raise UnsupportedError(
-            f"prompts {name}: the hub data set {source.path} is not in the local cache, and the hub cannot be reached. "
-            "Give a .jsonl file, or use source: stdlib"
-        ) from error
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UnsupportedError(f"prompts {name}: hub data sets need: pip install datasets") from error
-    try:
-        return iter(load_dataset(source.path, source.config, split=split))
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"prompts {name}: {source.path} cannot be read: {reason}") from error
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"prompt {prompt_id}: {error}") from error

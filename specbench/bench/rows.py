@@ -1,12 +1,14 @@
 """Outcomes as rows of the tables in ``specbench.records.schema``; what a report can derive is not computed here."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from specbench.bench.arms import Failure, Measured, Outcome, Pass
 from specbench.bench.cells import Block, ReadyCell
+from specbench.bench.conditions import Conditions
 from specbench.bench.lossless import Verdict, repeat_ngram_share
 from specbench.bench.machine import as_json, device_name
+from specbench.decode.acceptance import Rule
 from specbench.decode.trace import RowTrace
 from specbench.grid import Arm
 from specbench.records.schema import blank_row
@@ -20,6 +22,7 @@ class Place:
 
     Attributes:
         run_id: The run.
+        process: Which of its processes, from 0.
         cell: The cell.
         block: The batch of prompts.
         repeat: Which repetition, from 0.
@@ -27,9 +30,11 @@ class Place:
         order: The arm's position in the order of its block.
         which: The pass.
         attention: The backend that really ran.
+        rule: What decided on the arm's drafts.
     """
 
     run_id: str
+    process: int
     cell: ReadyCell
     block: Block
     repeat: int
@@ -37,6 +42,7 @@ class Place:
     order: int
     which: Pass
     attention: str
+    rule: Rule
 
     @property
     def trial_id(self) -> str:
@@ -46,12 +52,12 @@ class Place:
     @property
     def batch_id(self) -> str:
         """Names the timed generation."""
-        return f"{self.trial_id}-b{self.block.index}-r{self.repeat}-{self.which}-p0"
+        return f"{self.trial_id}-b{self.block.index}-r{self.repeat}-{self.which}-p{self.process}"
 
 
-def request_rows(place: Place, outcome: Outcome, verdicts: list[Verdict]) -> list[Row]:
+def request_rows(place: Place, outcome: Outcome, verdicts: list[Verdict], conditions: Conditions) -> list[Row]:
     """One row a prompt, whether it was measured or not."""
-    shared = _shared(place)
+    shared = _shared(place) | asdict(conditions)
     rows = []
     for index, prompt in enumerate(place.block.prompts):
         row = {
@@ -59,7 +65,8 @@ def request_rows(place: Place, outcome: Outcome, verdicts: list[Verdict]) -> lis
             "row": index,
             "category": prompt.category,
             "prompt_id": prompt.id,
-            "prompt_tokens": len(prompt.ids),
+            "turn": prompt.turn,
+            "prompt_tokens": len(prompt.ids) or None,
         }
         if isinstance(outcome, Failure):
             row |= {"status": outcome.status, "reason": outcome.reason}
@@ -70,7 +77,7 @@ def request_rows(place: Place, outcome: Outcome, verdicts: list[Verdict]) -> lis
 
 
 def _shared(place: Place) -> Row:
-    cell, decode, rule = place.cell, place.cell.cell.decode, place.cell.decoding.rule
+    cell, decode, rule = place.cell, place.cell.cell.decode, place.rule
     latency = place.arm.draft_latency_ms
     return {
         **blank_row("requests"),
@@ -94,7 +101,7 @@ def _shared(place: Place) -> Row:
         "repeat": place.repeat,
         "order_in_block": place.order,
         "pass": place.which,
-        "process": 0,
+        "process": place.process,
         "dataset": cell.prompts.dataset,
         "temperature": decode.temperature,
         "rule": rule.name,
@@ -114,6 +121,7 @@ def _measured(outcome: Measured, row: RowTrace, verdict: Verdict) -> Row:
         "captured_phases": ",".join(outcome.trace.captured_phases),
         "output_ids": row.output_ids,
         "output_tokens": len(row.output_ids),
+        "prefill_tokens": row.prefill_tokens,
         "finish_reason": row.finish_reason,
         "overshoot_tokens": row.overshoot_tokens,
         "steps": row.steps,

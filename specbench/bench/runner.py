@@ -1,27 +1,36 @@
 """Runs a plan: blocks of prompts, every arm on each in a shuffled order, rows stored a block at a time.
 
 A block's rows appear together when its last arm has ended. A run that was killed is started again with the same
-command: blocks that are stored are kept, a block that was cut runs again whole.
+command: blocks that are stored are kept, a block that was cut runs again whole. With ``measure.processes`` the whole
+grid runs in one fresh process after the other: each has every arm in every block, so that pairs stay together.
 """
 
 import gc
+import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 
 from specbench import registry
+from specbench.analysis.speedup import fastest_path
+from specbench.analysis.stability import Caution, cautions
 from specbench.bench import machine, timing
-from specbench.bench.arms import Failure, LiveArm, Measured, MethodClass, Outcome, Pass, failure_of
+from specbench.bench.arms import Failure, LiveArm, Measured, MethodClass, Outcome, Pass, failure_of, live_arm
 from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, ready
+from specbench.bench.conditions import Conditions, Observer
+from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.dry_run import dry_run
 from specbench.bench.lossless import NOT_APPLICABLE, Verdict, applies, compare
+from specbench.bench.processes import run_apart
 from specbench.bench.progress import Reporter, reporter
 from specbench.bench.rows import Place, request_rows, step_rows
 from specbench.config import MeasureSettings
@@ -47,10 +56,12 @@ class RunSummary:
         failed: Trials with a batch that ran out of memory or time, or raised.
         unsupported: Trials that cannot run here.
         skipped: Trials left out because a smaller batch ran out of memory.
-        wrong: Requests whose text is not the target's own although it should be.
+        wrong: Requests whose text is not the target's own although it should be, of methods on the core.
+        outside_wrong: Such requests of outside baselines; no method of ours is to blame.
         broke_contract: Whether a method broke the contract.
         blocks_run: Blocks measured now.
         blocks_kept: Blocks that were there before.
+        cautions: What was unstable about the measurement.
     """
 
     folder: Path
@@ -59,9 +70,11 @@ class RunSummary:
     unsupported: int
     skipped: int
     wrong: int = 0
+    outside_wrong: int = 0
     broke_contract: bool = False
     blocks_run: int = 0
     blocks_kept: int = 0
+    cautions: tuple[Caution, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class Request:
         experiment_yaml: The experiment as it was understood.
         limit: Only the first blocks of every cell that hold this many prompts; None for all.
         rehearse: Whether the plan is a rehearsal; noted, no more.
+        retry_failed: Whether blocks in which an arm failed are run again.
         batch_limit_s: Longest time for one batch, in seconds; None for no limit.
         zoo: Where the embedded family lies.
         method_class: The class of a method, by its name.
@@ -84,6 +98,7 @@ class Request:
     experiment_yaml: str
     limit: int | None = None
     rehearse: bool = False
+    retry_failed: bool = False
     batch_limit_s: float | None = None
     zoo: Path = ZOO
     method_class: MethodClass = registry.load
@@ -97,6 +112,7 @@ def run(
     experiment_yaml: str,
     limit: int | None = None,
     rehearse: bool = False,
+    retry_failed: bool = False,
     console: Console | None = None,
     batch_limit_s: float | None = None,
     zoo: Path = ZOO,
@@ -111,6 +127,8 @@ def run(
         experiment_yaml: The experiment as it was understood, for the record.
         limit: Only the first blocks of every cell that hold this many prompts; a later run goes on from there.
         rehearse: Whether the plan is a rehearsal; for the record.
+        retry_failed: Run blocks again in which an arm failed, but for what is unsupported here; their rows are
+            replaced.
         console: Where progress is shown.
         batch_limit_s: A batch that takes longer is stopped, and its rows say ``timeout``.
         zoo: Where the embedded family lies.
@@ -119,14 +137,47 @@ def run(
     Raises:
         ConfigError: A model, a draft or the prompts are missing or do not fit, or another run writes to the folder.
         ResultsError: The folder cannot be read or written.
+        SpecbenchError: One of several processes died.
     """
     cells = ready(plan, zoo)
     request = Request(
-        results, argv, experiment_yaml, limit, rehearse, batch_limit_s=batch_limit_s, zoo=zoo, method_class=method_class
-    )
-    folder = results / plan.experiment_name / machine.machine_slug(cells[0].where.device)
+        results, argv, experiment_yaml, limit, rehearse, retry_failed,
+        batch_limit_s=batch_limit_s, zoo=zoo, method_class=method_class,
+    )  # fmt: skip
+    folder = _folder(plan, cells, results)
+    console = console or Console()
     with _only_writer(folder):
-        return _Run(plan.measure, cells, request, Store(folder), console or Console()).run()
+        store = Store(folder)
+        _close_stale_runs(store)
+        runs = [_Run(plan.measure, cells, request, store, process) for process in range(plan.measure.processes)]
+        blocks, kept = (sum(getattr(own, name) for own in runs) for name in ("blocks", "kept"))
+        with reporter(console, blocks, kept) as progress:
+            if len(runs) == 1:
+                runs[0].run(progress)
+            else:
+                _run_one_after_the_other(runs, partial(_run_process, plan, request), progress)
+        summary = runs[0].summary(blocks, kept)
+    for caution in summary.cautions:
+        console.print(f"unstable: {caution.sentence}", highlight=False, markup=False, soft_wrap=True)
+    return summary
+
+
+def _folder(plan: Plan, cells: Sequence[ReadyCell], results: Path) -> Path:
+    return results / plan.experiment_name / machine.machine_slug(cells[0].where.device)
+
+
+def _run_one_after_the_other(runs: "Sequence[_Run]", work: "partial[None]", progress: Reporter) -> None:
+    """Each run in a process of its own; one that has nothing left to do is not started."""
+    for own in runs:
+        if own.blocks:
+            progress.say(f"process {own.process + 1} of {len(runs)}")
+            run_apart(partial(work, own.process), progress)
+
+
+def _run_process(plan: Plan, request: Request, process: int, progress: Reporter) -> None:
+    """What a process of several does: everything is made ready anew, since nothing but settings travels."""
+    cells = ready(plan, request.zoo)
+    _Run(plan.measure, cells, request, Store(_folder(plan, cells, request.results)), process).run(progress)
 
 
 @dataclass
@@ -141,26 +192,35 @@ class _Notes:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     draft_latency_ms: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     prompts_skipped: dict[str, str] = field(default_factory=dict)
+    prompts_sha_with_answers: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
 class _Run:
-    """One run in progress."""
+    """One process of a run."""
 
     def __init__(
-        self, measure: MeasureSettings, cells: list[ReadyCell], request: Request, store: Store, console: Console
+        self, measure: MeasureSettings, cells: list[ReadyCell], request: Request, store: Store, process: int
     ) -> None:
-        self.measure, self.cells, self.request, self.store, self.console = measure, cells, request, store, console
+        self.measure, self.cells, self.request, self.store, self.process = measure, cells, request, store, process
         self.run_id = f"{timing.utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
         self.work = {cell.name: self._units(cell) for cell in cells}
+        to_retry = _failed_blocks(store) if request.retry_failed else set()
         self.todo = {
-            cell.name: [unit for unit in self.work[cell.name] if not store.has_block(cell.block_key(*unit))]
+            cell.name: [
+                (block, repeat)
+                for block, repeat in self.work[cell.name]
+                if (cell.name, process, block.index, repeat) in to_retry
+                or not store.has_block(cell.block_key(block, repeat, process))
+            ]
             for cell in cells
         }
-        self.notes = _Notes(sum(map(len, self.work.values())), request.rehearse, list(self.work))
+        planned_blocks = measure.processes * sum(map(len, self.work.values()))
+        self.notes = _Notes(planned_blocks, request.rehearse, list(self.work))
         for cell in cells:
             self.notes.prompts_skipped |= cell.prompts.skipped
-        self.out_of_memory = _OutOfMemory(store)
+        self.out_of_memory = _OutOfMemory(None if request.retry_failed else store)
+        self.decided = _fastest_so_far(store)
         self.pools: dict[Placement, ModelPool] = {}
 
     def _units(self, cell: ReadyCell) -> list[tuple[Block, int]]:
@@ -168,17 +228,24 @@ class _Run:
         blocks = cell.blocks(self.request.limit)
         return [(block, repeat) for repeat in range(self.measure.repeats) for block in blocks]
 
-    def run(self) -> RunSummary:
+    @property
+    def blocks(self) -> int:
+        """Blocks that are left to run."""
+        return sum(map(len, self.todo.values()))
+
+    @property
+    def kept(self) -> int:
+        """Blocks that were there before."""
+        return sum(map(len, self.work.values())) - self.blocks
+
+    def run(self, progress: Reporter) -> None:
         """Run what is left to run."""
-        blocks = sum(map(len, self.todo.values()))
-        kept = sum(map(len, self.work.values())) - blocks
-        with self._recorded(), reporter(self.console, blocks, kept) as progress:
-            for module, reason in self.notes.prompts_skipped.items():
-                progress.say(f"prompts: {module} is skipped: {reason}")
+        with self._recorded():
+            for which, reason in self.notes.prompts_skipped.items():
+                progress.say(f"prompts: left out: {which}: {reason}")
             for cell in self.cells:
                 if self.todo[cell.name]:
                     self._cell(cell, progress)
-        return self._summary(blocks, kept)
 
     # --- one cell
 
@@ -187,20 +254,22 @@ class _Run:
         torch.set_num_threads(cell.cell.machine.threads)
         pool = self._pool(cell)
         target = self._target(cell, pool)
+        if waits_for_answers(cell) and not isinstance(target, Failure):
+            cell, target = self._answered(cell, target, pool, progress)
+        blocks = cell.blocks()
         arms = {arm.name: self._live_arm(arm, cell, target, pool) for arm in cell.cell.arms}
         # The largest block there is, so that buffers have their final size before anything is measured.
-        largest = max(
-            (block for block, _ in self.work[cell.name]), key=lambda block: (len(block.prompts), block.longest)
-        )
-        self.notes.fastest_autoregressive[cell.name] = AUTOREGRESSIVE
+        indices = {block.index for block, _ in self.work[cell.name]}
+        largest = max((blocks[index] for index in indices), key=lambda block: (len(block.prompts), block.longest))
         with timing.frozen_objects():
             for live in arms.values():
                 steps = live.warm_up(largest, self.measure.warmup)
                 self.notes.warmup_step_s.setdefault(cell.name, {})[live.arm.name] = [float(f"{s:.4g}") for s in steps]
                 if live.failure is not None:
                     progress.say(f"{live.arm.name}: {live.failure.status}: {live.failure.reason}")
+            self._note_fastest_autoregressive(cell, arms.values())
             for block, repeat in self.todo[cell.name]:
-                self._block(cell, arms, block, repeat, progress, target)
+                self._block(cell, arms, blocks[block.index], repeat, progress, target)
                 progress.block_done()
         self._note_latencies(cell, arms.values())
 
@@ -232,11 +301,35 @@ class _Run:
         }
         return target
 
+    def _answered(
+        self, cell: ReadyCell, target: LoadedModel, pool: ModelPool, progress: Reporter
+    ) -> tuple[ReadyCell, LoadedModel | Failure]:
+        """The cell with its later turns; where the target cannot answer, that is rows of every arm."""
+        progress.say(f"{cell.cell.target.name}: the answers that later turns stand behind")
+        try:
+            complete = answered(cell, target, pool, self.store.folder, limit_s=self.request.batch_limit_s)
+        except NoAnswerError as error:
+            return cell, error.failure
+        except ConfigError as error:
+            return cell, failure_of(error)
+        self.notes.prompts_sha_with_answers[cell.name] = complete.prompts.sha
+        return complete, target
+
     def _live_arm(self, arm: Arm, cell: ReadyCell, target: LoadedModel | Failure, pool: ModelPool) -> LiveArm:
         if (failure := self.out_of_memory.skip(cell, arm)) is not None:
             target = failure
         request = self.request
-        return LiveArm(arm, cell, target, pool, request.method_class, limit_s=request.batch_limit_s)
+        return live_arm(arm, cell, target, pool, request.method_class, limit_s=request.batch_limit_s)
+
+    def _note_fastest_autoregressive(self, cell: ReadyCell, arms: Iterable[LiveArm]) -> None:
+        """Decide, before anything is measured, which autoregressive path speed-ups are taken against.
+
+        A decision stands, however often the run is resumed: it must not depend on what has been measured since.
+        """
+        paths = [live.arm.name for live in arms if live.is_autoregressive and not live.arm.twin]
+        warm_up_s = {name: self.notes.warmup_step_s[cell.name][name] for name in paths}
+        decided = self.decided.get(cell.name) or fastest_path(warm_up_s) or AUTOREGRESSIVE
+        self.notes.fastest_autoregressive[cell.name] = decided
 
     def _note_latencies(self, cell: ReadyCell, arms: "Sequence[LiveArm] | Any") -> None:
         for live in arms:
@@ -262,14 +355,20 @@ class _Run:
         target: LoadedModel | Failure,
     ) -> None:
         """Run every arm on one block, and store all of its rows at once."""
-        order = cell.order(block, repeat)
+        order = cell.order(block, repeat, self.process)
         passes = self._passes(block, repeat)
+        observer = Observer(cell.where.device)
         outcomes: dict[tuple[Pass, str], Outcome] = {}
+        conditions: dict[tuple[Pass, str], Conditions] = {}
         for which in passes:
             for arm in order:
+                if which not in arms[arm.name].passes:
+                    continue
                 progress.batch(arm, block, repeat)
                 failed = outcomes.get(("headline", arm.name))
+                observer.start()
                 outcome = failed if isinstance(failed, Failure) else arms[arm.name].run(block, which)
+                conditions[which, arm.name] = observer.stop()
                 outcomes[which, arm.name] = outcome
                 if which == "headline":
                     progress.measured(arm, outcome)
@@ -281,11 +380,17 @@ class _Run:
         requests, steps = [], []
         for which in passes:
             for position, arm in enumerate(order):
-                place = Place(self.run_id, cell, block, repeat, arm, position, which, attention)
+                if (which, arm.name) not in outcomes:
+                    continue
+                rule = arms[arm.name].rule
+                place = Place(self.run_id, self.process, cell, block, repeat, arm, position, which, attention, rule)
                 outcome = outcomes[which, arm.name]
-                requests += request_rows(place, outcome, judge.verdicts(place, outcome))
+                verdicts = judge.verdicts(place, outcome)
+                if arm.method in registry.baselines() and any(verdict.word == "WRONG" for verdict in verdicts):
+                    self._warn_of_outside(cell, arm, progress)
+                requests += request_rows(place, outcome, verdicts, conditions[which, arm.name])
                 steps += step_rows(place, outcome)
-        self.store.write_block(cell.block_key(block, repeat), requests, steps)
+        self.store.write_block(cell.block_key(block, repeat, self.process), requests, steps)
 
     def _passes(self, block: Block, repeat: int) -> tuple[Pass, ...]:
         """Every block counts for the headline; where a step's time goes is asked in the first few only."""
@@ -297,14 +402,23 @@ class _Run:
             self.out_of_memory.note(cell, arm)
             _release_memory()
 
+    def _warn_of_outside(self, cell: ReadyCell, arm: Arm, progress: Reporter) -> None:
+        """Say it once: two libraries differ, so one is wrong, and that need not be a method of ours."""
+        sentence = (
+            f"{cell.name}: texts of {arm.name} differ from those of the core's autoregressive by more than a near tie; "
+            "a divergence_gap of 0 in its rows says that the core is the one to look at"
+        )
+        if sentence not in self.notes.warnings:
+            self.notes.warnings.append(sentence)
+            progress.say(sentence)
+
     # --- the record
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Keep the run's own row up to date, however the run ends."""
         row = self._row()
-        self._close_stale_runs()
-        self.store.write_run(row | {"status": "running"})
+        self.store.write_run(row)
         status = "interrupted"
         try:
             yield
@@ -340,33 +454,32 @@ class _Run:
             "status": "running",
         }
 
-    def _close_stale_runs(self) -> None:
-        """A run that still says ``running`` was killed: nobody else writes here now."""
-        if not (self.store.folder / "runs.parquet").exists():
-            return
-        for old in self.store.read("runs").to_dict("records"):
-            if old["status"] == "running":
-                self.store.write_run({**old, "status": "interrupted"})
+    def summary(self, blocks: int, kept: int) -> RunSummary:
+        """How the cells stand, all processes and earlier runs together."""
+        found = tuple(cautions(self._rows()))
+        return RunSummary(self.store.folder, **self._counts(), blocks_run=blocks, blocks_kept=kept, cautions=found)
 
-    def _summary(self, blocks: int, kept: int) -> RunSummary:
-        counts = self._counts()
-        return RunSummary(self.store.folder, **counts, blocks_run=blocks, blocks_kept=kept)
+    def _rows(self) -> pd.DataFrame:
+        """The requests of these cells, whichever run wrote them."""
+        rows = self.store.read("requests")
+        return rows[rows["cell"].isin(list(self.work))]
 
     def _counts(self) -> dict[str, Any]:
-        """Trials by how they ended, read from the tables, so that earlier runs count."""
-        rows = self.store.read("requests")
-        rows = rows[rows["cell"].isin(list(self.work))]
+        """Trials by how they ended."""
+        rows = self._rows()
         statuses = rows.groupby("trial_id")["status"].agg(set)
         failed = statuses.map(lambda seen: bool(seen & {"oom", "timeout", "error"}))
         unsupported = ~failed & statuses.map(lambda seen: "unsupported" in seen)
         skipped = ~failed & ~unsupported & statuses.map(lambda seen: "skipped" in seen)
         reasons = rows["reason"].fillna("")
+        wrong, outside = rows["verdict"] == "WRONG", rows["method"].isin(registry.baselines())
         return {
             "finished": int((~failed & ~unsupported & ~skipped).sum()),
             "failed": int(failed.sum()),
             "unsupported": int(unsupported.sum()),
             "skipped": int(skipped.sum()),
-            "wrong": int((rows["verdict"] == "WRONG").sum()),
+            "wrong": int((wrong & ~outside).sum()),
+            "outside_wrong": int((wrong & outside).sum()),
             "broke_contract": bool(reasons.str.startswith("ContractError").any()),
         }
 
@@ -374,13 +487,12 @@ class _Run:
 class _OutOfMemory:
     """The smallest batch size at which each arm ran out of memory; larger ones need not be tried."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | None) -> None:
+        """From earlier blocks of the store; knowing nothing where that is None."""
         self._least: dict[tuple[Any, ...], int] = {}
-        if not (store.folder / "requests.parquet").exists():
-            return
-        rows = store.read("requests")
         columns = ["target", "dtype", "method", "options", "batch_size"]
-        for *key, size in rows[rows["status"] == "oom"][columns].drop_duplicates().itertuples(index=False):
+        rows = _with_status(store, ["oom"], columns) if store else None
+        for *key, size in () if rows is None else rows.itertuples(index=False):
             self._note(tuple(key), int(size))
 
     def note(self, cell: ReadyCell, arm: Arm) -> None:
@@ -396,6 +508,40 @@ class _OutOfMemory:
         if size is None or cell.cell.decode.batch_size <= size:
             return None
         return Failure("skipped", f"it ran out of memory at batch size {size}")
+
+
+def _fastest_so_far(store: Store) -> dict[str, str]:
+    """What earlier runs decided on: cell to its fastest autoregressive arm, the first decision first."""
+    if not (store.folder / "runs.parquet").exists():
+        return {}
+    decided: dict[str, str] = {}
+    for run in store.read("runs").sort_values("started_at")["notes"].dropna():
+        decided = json.loads(run).get("fastest_autoregressive", {}) | decided
+    return decided
+
+
+def _with_status(store: Store, statuses: Sequence[str], columns: list[str]) -> pd.DataFrame:
+    """What requests of these statuses have in some columns, each once."""
+    if not (store.folder / "requests.parquet").exists():
+        return pd.DataFrame(columns=columns)
+    rows = store.read("requests", [*columns, "status"])
+    return rows[rows["status"].isin(statuses)][columns].drop_duplicates()
+
+
+def _failed_blocks(store: Store) -> set[tuple[str, int, int, int]]:
+    """Cell, process, block and repeat of every block in which an arm failed that might do so no more."""
+    columns = ["cell", "process", "block", "repeat"]
+    failed = _with_status(store, ["oom", "timeout", "error", "skipped"], columns)
+    return {(str(cell), int(process), int(block), int(repeat)) for cell, process, block, repeat in failed.to_numpy()}
+
+
+def _close_stale_runs(store: Store) -> None:
+    """A run that still says ``running`` was killed: nobody else writes here now."""
+    if not (store.folder / "runs.parquet").exists():
+        return
+    for old in store.read("runs").to_dict("records"):
+        if old["status"] == "running":
+            store.write_run({**old, "status": "interrupted"})
 
 
 def _memory_key(cell: ReadyCell, arm: Arm) -> tuple[Any, ...]:
@@ -414,7 +560,8 @@ class _Judge:
         rows = len(place.block.prompts)
         if self._target is None or isinstance(outcome, Failure) or not isinstance(self._reference, Measured):
             return [NOT_APPLICABLE] * rows
-        if not self._applies or outcome is self._reference:
+        promised = self._applies and applies(place.rule, self._cell.decoding.temperature)
+        if not promised or outcome is self._reference:
             return [NOT_APPLICABLE] * rows
         return [
             compare(

@@ -1,13 +1,11 @@
 """Prompts of Python code: held-out library modules, each cut where the body of a function is about to begin."""
 
 import ast
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
-from specbench.models.corpus import Module, held_out_modules
+from specbench.models.corpus import UNCHANGED, Module, held_out_modules
 
 # No token of a byte-level vocabulary is longer for long, so more text than this cannot end up in a prompt.
 _CHARACTERS_PER_TOKEN = 16
@@ -26,28 +24,31 @@ class CodePrompt:
 
 @dataclass(frozen=True)
 class StdlibTexts:
-    """All prompts that this Python has, spread over its modules, and the modules that are skipped, with the reason."""
+    """All prompts that this Python has.
+
+    Attributes:
+        prompts: Those of the modules that are equal in every Python release come first.
+        unchanged: How many those are.
+        skipped: The modules that are missing or differ here, with the reason.
+    """
 
     prompts: list[CodePrompt]
+    unchanged: int
     skipped: dict[str, str]
 
 
 def stdlib_texts(max_tokens: int, root: Path | None = None) -> StdlibTexts:
-    """Every prompt, the first of each module before the second of any: a shorter list is the beginning of a longer one.
+    """Every prompt, module by module.
 
     Args:
         max_tokens: What prompts will be cut to; a few more characters are kept.
         root: Where the library lies; None for this Python's own.
     """
     held_out = held_out_modules(root)
-    modules = [sorted(_prompts(module, max_tokens), key=_scattered) for module in held_out.modules]
-    rounds = zip_longest(*modules)
-    return StdlibTexts([prompt for turn in rounds for prompt in turn if prompt is not None], held_out.skipped)
-
-
-def _scattered(prompt: CodePrompt) -> str:
-    """An order in which neighbours in a module end up far apart; the same everywhere."""
-    return hashlib.sha256(prompt.name.encode()).hexdigest()
+    modules = sorted(held_out.modules, key=lambda module: module.path not in UNCHANGED)
+    prompts = [prompt for module in modules for prompt in _prompts(module, max_tokens)]
+    unchanged = sum(prompt.module in UNCHANGED for prompt in prompts)
+    return StdlibTexts(prompts, unchanged, held_out.skipped)
 
 
 def _prompts(module: Module, max_tokens: int) -> Iterator[CodePrompt]:

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from specbench import __version__
+from specbench.cli import training
 from specbench.cli.common import Commands
 from specbench.cli.experiment import check, run
-from specbench.cli.inventory import list_all
-from specbench.cli.results import report
-from specbench.cli import training
+from specbench.cli.inventory import doctor, list_all
+from specbench.cli.losslessness import verify
+from specbench.cli.results import compare, report, show
+from specbench.cli.theory import predict
 
 __all__ = ["app"]
 
@@ -42,7 +44,7 @@ def _main(
     pass
 
 
-for command in (run, report, check):
+for command in (run, report, compare, show, check, verify, predict, doctor):
     app.command()(command)
 app.command(name="list")(list_all)
 app.add_typer(training.app, name="train")

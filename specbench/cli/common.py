@@ -1,15 +1,21 @@
 """What every command shares: errors as exit codes, the arguments that several take, and where output goes."""
 
 import errno
+import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from specbench.errors import SpecbenchError
+from specbench.errors import ResultsError, SpecbenchError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
     from specbench.config import Experiment
     from specbench.grid import Plan
 
@@ -20,6 +26,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one option, like decode.batch_size=8. Repeatable."),
 ]
+Folder = Annotated[
+    Path, typer.Argument(help="The results folder of a run, like results/quickstart/MACHINE.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
 class Commands(TyperGroup):
@@ -47,6 +57,57 @@ def plan_of(file: Path, overrides: list[str] | None) -> "tuple[Experiment, Plan]
     from specbench.registry import options_class
 
     return read_plan(open_document(file, overrides or []), options_class)
+
+
+def open_console() -> "Console":
+    """Where tables go. What is piped has no width of its own, and must not be cut to that of a small terminal."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def run_folder(folder: Path) -> Path:
+    """The one run folder at or below a folder.
+
+    Raises:
+        ResultsError: There is none, or there are several; the message names them.
+    """
+    from specbench.records.store import run_folders
+
+    if not folder.is_dir():
+        raise ResultsError(f"{folder}: no such folder of results")
+    found = run_folders(folder)
+    if not found:
+        raise ResultsError(f"{folder}: no run in it. `specbench run EXPERIMENT.yaml` makes one.")
+    if len(found) > 1:
+        raise ResultsError(f"{folder}: there are several runs in it; name one: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def text_of(target: str) -> "Callable[[Sequence[int]], str]":
+    """What turns a target's ids into text; where its tokenizer is not at hand, the ids themselves."""
+    from specbench.models.source import locate
+
+    try:
+        tokenizer = locate(target).tokenizer
+    except SpecbenchError:
+        return lambda ids: " ".join(map(str, ids))
+    return lambda ids: str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def print_json(value: object) -> None:
+    """Indented JSON; what is not a number there (NaN) is null."""
+    import json
+
+    typer.echo(json.dumps(_without_nan(value), indent=2, ensure_ascii=False))
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -18,6 +18,10 @@ def run(
         typer.Option("--rehearse", help="Run the same grid on the embedded family with a few short prompts."),
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only this many prompts.")] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Run blocks again in which an arm failed; unsupported ones are left."),
+    ] = False,
     override: Set = None,
     results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
 ) -> None:
@@ -34,13 +38,14 @@ def run(
 
     console = Console()
     if dry_run:
-        runner.dry_run(plan, limit=limit, rehearse=rehearse, console=console)
+        runner.dry_run(plan, results=results, limit=limit, rehearse=rehearse, console=console)
         return
     summary = runner.run(
         plan,
         results=results,
         limit=limit,
         rehearse=rehearse,
+        retry_failed=retry_failed,
         argv=["specbench", *sys.argv[1:]],
         experiment_yaml=experiment.yaml,
         console=console,

@@ -5,9 +5,9 @@ belong to the core. ``methods/README.md`` adds one in five steps.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -234,10 +234,17 @@ class Method(ABC):
 
     The verbs are called in this order: ``load`` once, then for every batch ``begin`` once and ``draft``, ``update`` in
     turn. All tensors live on the target's device, and every row has a length of its own.
+
+    Attributes:
+        name: What experiments call it, the same as in the table or entry point that registers it.
+        Options: Its options; a default for every one of them is a kindness.
+        examples: Option sets that between them reach all of its code: the contract suite tries each. An option that
+            names a draft model is given as ``near``, ``same`` or ``far``: accepted in part, whole, hardly ever.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[BaseModel]] = Options
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options

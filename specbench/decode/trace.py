@@ -65,11 +65,13 @@ class RowTrace:
 
     ``output_ids`` begins with the prefill's token and is cut at the first EOS (which stays) or at the length. The
     per-step lists have one entry for every decode step in which the row was active, before that cut:
-    ``len(output_ids) == 1 + sum(accepted + 1 for every step) - overshoot_tokens``.
+    ``len(output_ids) == prefill_tokens + sum(accepted + 1 for every step) - overshoot_tokens``. The core's prefill
+    yields one token; a baseline that drafts along with its prefill has more of them by then.
     """
 
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason = "length"
+    prefill_tokens: int = 1
     accepted_per_step: list[int] = field(default_factory=list)
     drafted_depth_per_step: list[int] = field(default_factory=list)
     drafted_nodes_per_step: list[int] = field(default_factory=list)

@@ -191,7 +191,7 @@ def locate(reference: str | RandomModel, zoo: Path = ZOO) -> Source:
         UnsupportedError: A hub id that is not in the local cache, and the hub cannot be reached.
     """
     transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()  # its advice is about training and generate(), which we use neither of
+    transformers.logging.set_verbosity_error()  # its advice is for those who train or call generate() by hand
     if isinstance(reference, RandomModel):
         shape = shape_named(reference.shape)
         return Source(reference.shape, "random", shape=shape, seed=reference.seed, zoo=zoo)

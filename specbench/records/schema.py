@@ -87,11 +87,17 @@ REQUESTS: tuple[Column, ...] = (
     Column("process", INTEGER, "index", "Which process of `measure.processes`, from 0."),
     _optional("dataset", TEXT, "", "Prompt source."),
     _optional("category", TEXT, "", "Category of the prompt within its source."),
-    Column("prompt_id", TEXT, "", "The prompt, unique within the run."),
+    Column("prompt_id", TEXT, "", "The prompt, unique within the run; a later turn's ends in `/turn2` and so on."),
+    _optional("turn", INTEGER, "",
+        "Turn of the prompt in its conversation, from 1; what stands before a later turn are the core's own "
+        "autoregressive answers, the same for every arm."),
     _optional("prompt_tokens", INTEGER, "tokens", "Length of the prompt as the target reads it."),
     _optional("output_ids", IDS, "token ids", "Generated tokens, cut at EOS (kept) or at the length limit."),
     _optional("output_tokens", INTEGER, "tokens",
         "Length of `output_ids`; the first of them comes from the prefill."),
+    _optional("prefill_tokens", INTEGER, "tokens",
+        "Output tokens that were there when the prefill ended: 1, and more where an outside baseline drafts "
+        "along with it. Decode steps emitted the others; null counts as 1."),
     _optional("finish_reason", TEXT, "", "Why the row ended: `eos` or `length`."),
     _optional("overshoot_tokens", INTEGER, "tokens",
         "Tokens of the last step beyond EOS or the limit: cut, not counted."),
@@ -101,7 +107,7 @@ REQUESTS: tuple[Column, ...] = (
     _optional("accepted_tokens", INTEGER, "tokens", "Sum of `accepted_per_step`."),
     _optional("accepted_per_step", COUNTS, "tokens",
         "Draft tokens kept in each step, without the target's own token and before the cut at EOS or "
-        "length: `output_tokens = 1 + sum(accepted + 1) - overshoot_tokens`."),
+        "length: `output_tokens = prefill_tokens + sum(accepted + 1) - overshoot_tokens`."),
     _optional("drafted_depth_per_step", COUNTS, "tokens",
         "Depth of the row's draft in each step: the most that could be accepted."),
     _optional("drafted_nodes_per_step", COUNTS, "nodes",
@@ -124,6 +130,19 @@ REQUESTS: tuple[Column, ...] = (
         "is as measured."),
     Column("simulated_acceptance", FLAG, "",
         "Acceptance was drawn, not decided by the target: the text is not the target's."),
+    _optional("load_average", REAL, "programs",
+        "Batch: runnable programs on the machine over the last minute, ours included; null where a system does "
+        "not tell, as with the six columns below."),
+    _optional("cpu_wait_share", REAL, "fraction",
+        "Batch: share of its wall time in which the process was ready and had to wait for a core."),
+    _optional("cpu_steal_share", REAL, "fraction", "Batch: share of all CPU time that the hypervisor took."),
+    _optional("major_faults", INTEGER, "pages", "Batch: pages of the process that had to be read from disk."),
+    _optional("gpu_clock_mhz", INTEGER, "MHz", "Batch: the GPU's SM clock just after its end."),
+    _optional("gpu_throttle", TEXT, "",
+        "Batch: why the GPU's clock was held down just after its end (`power cap`, `thermal`, ...), separated "
+        "by commas; empty if it was not."),
+    _optional("gpu_alloc_retries", INTEGER, "count",
+        "Batch: times that GPU memory was full and torch freed its cache."),
     _optional("repeat_ngram_share", REAL, "fraction",
         "Share of the output's 4-grams that occurred before in it; loops flatter every drafter."),
     Column("target_sha", TEXT, "", "Hash of the target's weights and tokenizer."),
@@ -234,7 +253,8 @@ def _count_faults(row: Mapping[str, Any]) -> list[str]:
         for name in lists
         if row[name] is not None and len(row[name]) != row["steps"]
     ]
-    emitted = 1 + sum(int(count) + 1 for count in row["accepted_per_step"]) - int(row["overshoot_tokens"] or 0)
+    emitted = int(row["prefill_tokens"] or 1) + sum(int(count) + 1 for count in row["accepted_per_step"])
+    emitted -= int(row["overshoot_tokens"] or 0)
     if emitted != row["output_tokens"]:
         faults.append(f"column 'output_tokens' is {row['output_tokens']}, but its steps emitted {emitted}")
     return faults

@@ -12,7 +12,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ class Store:
         mark.unlink(missing_ok=True)
         for table, data in encoded.items():
             try:
-                _write_atomically(self._part(table, key), data)
+                write_atomically(self._part(table, key), data)
             except ResultsError:
                 self._part("steps", key).unlink(missing_ok=True)
                 raise
@@ -80,16 +82,47 @@ class Store:
         kept = [
             old for old in (_read_part(path).to_pylist() if path.exists() else []) if old["run_id"] != row["run_id"]
         ]
-        _write_atomically(path, _encode("runs", [*kept, row], None))
+        write_atomically(path, _encode("runs", [*kept, row], None))
 
-    def read(self, table: str) -> pd.DataFrame:
+    def read(self, table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows of ``requests``, ``steps`` or ``runs``; of steps only those whose block is complete.
 
         A nullable integer column with nulls reads as float with NaN; a list column holds numpy arrays.
 
+        Args:
+            table: Which of the three.
+            columns: Only these; every column where None.
+
         Raises:
             ResultsError: The folder has no such table, or a part is unreadable or of another schema version.
         """
+        tables = self._read_parts(table, partial(_read_part, columns=columns))
+        empty = arrow_schema(table).empty_table()
+        empty = empty if columns is None else empty.select(list(columns))
+        # Parts may be older than some column, which is then null in their rows.
+        whole = pa.concat_tables([empty, *tables], promote_options="default")
+        return whole.to_pandas(split_blocks=True, self_destruct=True)
+
+    def read_step_sums(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Sums over the steps of each batch, with their number as ``steps``; one row a ``batch_id``.
+
+        Each part is summed as it is read, so that millions of steps are never held at once.
+
+        Raises:
+            ResultsError: A part is unreadable or of another schema version.
+        """
+        sums = [(column, "sum") for column in columns]
+        names = ["batch_id", *columns, "steps"]
+
+        def summed(part: Path) -> pa.Table:
+            # The steps of a batch lie in one part, so its sum is whole.
+            groups = _read_part(part, ["batch_id", *columns]).group_by("batch_id")
+            return groups.aggregate([*sums, ([], "count_all")]).rename_columns(names)
+
+        tables = self._read_parts("steps", summed)
+        return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=names)
+
+    def _read_parts(self, table: str, read: Callable[[Path], pa.Table]) -> list[pa.Table]:
         if table not in TABLES:
             raise ResultsError(f"{self.folder}: no table {table!r}; there are {', '.join(TABLES)}")
         parts = _parts(self.folder / f"{table}.parquet")
@@ -98,8 +131,8 @@ class Store:
             parts = [part for part in parts if part.name in complete]
         if not parts and table != "steps":
             raise ResultsError(f"{self.folder}: no {table} in it. Is this the folder of a finished run?")
-        tables = [_read_part(part) for part in parts]
-        return pa.concat_tables([arrow_schema(table).empty_table(), *tables]).to_pandas()
+        with ThreadPoolExecutor() as pool:  # a large run has thousands of parts, and most of a read is waiting
+            return list(pool.map(read, parts))
 
     def _part(self, table: str, key: str) -> Path:
         # The readable half of the name is for people, the digest keeps apart what the slug cannot.
@@ -147,7 +180,7 @@ def _column(table: str, field: pa.Field, values: list[Any]) -> pa.Array:
         raise ResultsError(f"{table}: column {field.name!r} must be {field.type}: {error}") from error
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a run after a crash, sees all of it or nothing.
 
     Raises:
@@ -186,22 +219,26 @@ def _checked_schema(path: Path) -> pa.Schema:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise _corrupt(path) from error
+    _check_version(path, schema)
+    return schema
+
+
+def _check_version(path: Path, schema: pa.Schema) -> None:
     found = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if found != str(SCHEMA_VERSION):
         raise ResultsError(
             f"{path}: schema version {found}, expected {SCHEMA_VERSION}. "
             "Read it with the specbench that wrote it, or move the folder away and run again."
         )
-    return schema
 
 
-def _read_part(path: Path) -> pa.Table:
-    _checked_schema(path)
+def _read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        table = pq.ParquetFile(path).read()
+        with pq.ParquetFile(path) as file:
+            _check_version(path, file.schema_arrow)
+            return file.read(columns=columns).replace_schema_metadata(None)
     except (pa.ArrowException, OSError) as error:
         raise _corrupt(path) from error
-    return table.replace_schema_metadata(None)
 
 
 def _corrupt(path: Path) -> ResultsError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -10,13 +11,24 @@ from rich.console import Console
 from specbench.errors import ResultsError
 from specbench.records.store import run_folders
 from specbench.report import plots, tables
-from specbench.report.metrics import Frames, Results, load
+from specbench.report.cautions import warnings
+from specbench.report.cells import Results, load
+from specbench.report.findings import findings
+from specbench.report.metrics import Frames
 from specbench.report.metrics import frames as frames_of
-from specbench.report.page import page
-from specbench.report.words import findings, warnings
+from specbench.report.page import facts, page
 
 
-def build_report(folder: Path, console: Console) -> list[Path]:
+@dataclass(frozen=True)
+class Report:
+    """What a run folder's report was made from, and where its page lies."""
+
+    results: Results
+    frames: Frames
+    path: Path
+
+
+def build_report(folder: Path, console: Console) -> list[Report]:
     """Draw the report of every run at or below a folder, beside its data, and print its summary.
 
     Args:
@@ -24,7 +36,7 @@ def build_report(folder: Path, console: Console) -> list[Path]:
         console: Where the summary goes.
 
     Returns:
-        The ``report.html`` of each run.
+        One report a run.
 
     Raises:
         ResultsError: No run lies there, or one cannot be read.
@@ -37,16 +49,16 @@ def build_report(folder: Path, console: Console) -> list[Path]:
     return [_report(run, console) for run in found]
 
 
-def _report(folder: Path, console: Console) -> Path:
+def _report(folder: Path, console: Console) -> Report:
     results = load(folder)
     frames = frames_of(results)
     _print_summary(results, frames, console)
     _write_tables(frames, folder / "tables")
-    images = _write_figures(frames, folder / "figures")
+    images = _write_figures(results, frames, folder / "figures")
     path = folder / "report.html"
     path.write_text(page(results, frames, images), encoding="utf-8")
     console.print(f"Report: {path}", soft_wrap=True, markup=False, highlight=False)
-    return path
+    return Report(results, frames, path)
 
 
 def _print_summary(results: Results, frames: Frames, console: Console) -> None:
@@ -67,27 +79,34 @@ def _write_tables(frames: Frames, folder: Path) -> None:
         "summary.md": tables.markdown(frames.summary),
         "details.md": tables.markdown(frames.summary, tables.MORE_COLUMNS),
         "summary.csv": tables.csv(frames.summary),
+        "along.csv": tables.csv(frames.along),
+        "costs.csv": tables.csv(frames.costs),
         "step_time.csv": tables.csv(frames.phases),
         "acceptance.csv": tables.csv(frames.positions),
+        "accepted_lengths.csv": tables.csv(frames.lengths),
         "batches.csv": tables.csv(frames.batches),
+        "loops.csv": tables.csv(frames.loops),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_figures(frames: Frames, folder: Path) -> dict[str, dict[str, bytes]]:
-    """Write each figure as PNG and SVG in the light theme, and return the SVGs of both themes."""
+def _write_figures(results: Results, frames: Frames, folder: Path) -> dict[str, bytes]:
+    """Write each figure that the data has as PNG and SVG, and return the SVGs for the page, which know both themes."""
     folder.mkdir(exist_ok=True)
-    images: dict[str, dict[str, bytes]] = {name: {} for name in plots.FIGURES}
-    arms = [str(arm) for arm in frames.summary["arm"].unique()]
-    for theme in plots.THEMES:
-        with plots.themed(theme):
-            for name, draw in plots.FIGURES.items():
-                figure = draw(frames, plots.look(arms, theme))
-                sink = io.BytesIO()
-                figure.savefig(sink, format="svg", metadata={"Date": None})
-                images[name][theme] = sink.getvalue()
-                if theme == "light":
-                    (folder / f"{name}.svg").write_bytes(images[name][theme])
-                    figure.savefig(folder / f"{name}.png")
+    for stale in (*folder.glob("*.png"), *folder.glob("*.svg")):
+        if stale.stem in plots.FIGURES:
+            stale.unlink()  # of an earlier report, whose data had an axis that these may lack
+    images = {}
+    style = plots.look_of(frames)
+    with plots.themed("light"):
+        for name, drawing in plots.FIGURES.items():
+            figure = drawing.draw(frames, style, facts(results))
+            if figure is None:
+                continue
+            sink = io.BytesIO()
+            figure.savefig(sink, format="svg", metadata={"Date": None})
+            figure.savefig(folder / f"{name}.png")
+            (folder / f"{name}.svg").write_bytes(sink.getvalue())
+            images[name] = plots.adaptive(sink.getvalue())
     return images

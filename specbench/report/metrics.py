@@ -1,165 +1,152 @@
-"""Every published number, as tidy frames made from stored rows; tables, plots and sentences only show them.
+"""Every published number, as tidy frames made from stored rows; tables, figures and sentences only show them.
 
-A cell is what the arms compared with one another share: the stored ``cell`` and every column that
-`specbench.analysis.speedup` refuses to mix. Speeds come from the headline pass and leave out a last partial
-batch; acceptance and text use every row.
+Speeds come from the headline pass and leave out a last partial batch; acceptance and text use every row.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from specbench.analysis import acceptance, throughput
-from specbench.analysis.speedup import COMPARABLE, PAIR, Speedup, batch_ratios, speedup, twin_noise_floor
-from specbench.errors import ResultsError
+from specbench.analysis.prediction import compose
+from specbench.analysis.speedup import (
+    COMPARABLE,
+    PAIR,
+    Speedup,
+    batch_ratios,
+    full_batch_speedup,
+    speedup,
+    twin_noise_floor,
+)
 from specbench.records.schema import PHASES
-from specbench.records.store import Store
+from specbench.report import along
+from specbench.report.cells import BASELINE, TWIN, Results, load
+from specbench.report.resolution import resolution
 
-BASELINE, TWIN = "autoregressive", "autoregressive-twin"
-"""The arms of the A/A pair; the first is what `speedup_core` divides by."""
+__all__ = ["BASELINE", "TWIN", "Frames", "Results", "frames", "load", "summary"]
 
-RESOLVED, NOT_RESOLVED, NO_INTERVAL = "resolved", "not resolved", "no interval"
-"""Whether a speed-up differs from 1: its interval leaves out 1 and it exceeds the noise floor."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """The tables of one run folder, the rows marked with the title of their cell."""
-
-    folder: Path
-    requests: pd.DataFrame
-    steps: pd.DataFrame
-    runs: pd.DataFrame
-
-    @property
-    def experiment(self) -> str:
-        """Name of the experiment: that of the folder above the machine's."""
-        return self.folder.resolve().parent.name
-
-    @property
-    def machine(self) -> str:
-        """Name of the machine: that of the folder itself."""
-        return self.folder.resolve().name
+LOOPING = 0.5
+"""Share of repeated 4-grams above which a text is mostly a loop, and loops flatter every drafter."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Everything that is shown, tidy: one row per cell and arm, or per position or batch below that."""
+    """Everything that is shown, tidy: one row per cell and arm, or per position, length, batch or text below that."""
 
     summary: pd.DataFrame
     phases: pd.DataFrame
     positions: pd.DataFrame
+    lengths: pd.DataFrame
     batches: pd.DataFrame
-
-
-def load(folder: Path) -> Results:
-    """Read a run folder.
-
-    Raises:
-        ResultsError: It holds no rows, or a part is unreadable or of another schema version.
-    """
-    store = Store(folder)
-    requests = store.read("requests")
-    if requests.empty:
-        raise ResultsError(f"{folder}: no finished block in it. Start the run again; it goes on where it stopped.")
-    steps = store.read("steps")
-    runs = store.read("runs") if (folder / "runs.parquet").exists() else pd.DataFrame()
-    requests = _with_titles(requests.drop(columns="output_ids"))  # long, and nothing here reads it
-    places = requests[["batch_id", "title"]].drop_duplicates()
-    return Results(folder, requests, steps.merge(places, on="batch_id"), runs)
+    along: pd.DataFrame
+    costs: pd.DataFrame
+    loops: pd.DataFrame
 
 
 def frames(results: Results) -> Frames:
-    """All frames of a report."""
-    return Frames(summary(results), phase_times(results), positions(results), batches(results))
-
-
-def summary(results: Results) -> pd.DataFrame:
-    """One row per cell and arm, cells by target, temperature and batch size, arms from fast to slow.
+    """All frames of a report.
 
     Raises:
         ResultsError: Rows of a cell must not be compared.
     """
-    fastest = _fastest_autoregressive(results.runs)
-    phases = phase_times(results).set_index(["title", "arm"])
+    overview = summary(results)
+    return Frames(
+        summary=overview,
+        phases=phase_times(results),
+        positions=positions(results),
+        lengths=lengths(results),
+        batches=batches(results),
+        along=along.axes(results, overview),
+        costs=costs(overview),
+        loops=loops(results),
+    )
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """One row per cell and arm, cells in their order, arms from fast to slow.
+
+    Raises:
+        ResultsError: Rows of a cell must not be compared.
+    """
+    fastest = _fastest_autoregressive(results)
+    timed = phase_times(results).set_index(["title", "arm"])
     slowdowns = _phase_pass_slowdowns(results.requests)
     rows = []
-    for title, cell in _headline_cells(results.requests):
-        arms = {str(arm): own for arm, own in cell.groupby("arm", sort=True)}
-        full = {arm: _full_batches(own) for arm, own in arms.items()}
+    for title, cell in results.headline.items():
+        full = results.timed[title]
         floor = _noise_floor(full)
-        baseline = full.get(fastest.get(str(cell["cell"].iloc[0]), BASELINE), full.get(BASELINE))
+        core = full.get(BASELINE)
+        baseline = full.get(fastest.get(str(cell["cell"].iloc[0]), BASELINE), core)
         cell_rows = []
-        for arm, own in arms.items():
+        for arm, own in cell.groupby("arm", sort=True):
             row = _place(title, cell) | _identity(own) | _counts(own, full[arm]) | _rates(full[arm])
-            row |= _acceptance(own) | _speeds(full[arm], full.get(BASELINE), floor)
+            row |= _acceptance(own) | _speeds(full[arm], core, floor)
             row |= _against_fastest(full[arm], baseline, row["speedup_core"])
-            row |= _phase_columns(phases, title, arm)
+            row |= _full_batch(full[arm], core, row) | _phase_columns(timed, title, str(arm))
             row["phase_pass_slowdown"] = slowdowns.get((title, arm))
             cell_rows.append(row)
         rows += sorted(cell_rows, key=_fast_first)
     return pd.DataFrame(rows)
 
 
+_PHASE_COLUMNS = ("title", "arm", *(f"{phase}_ms" for phase in (*PHASES, "step")), "syncs_per_step", "tokens_per_step")
+
+
 def phase_times(results: Results) -> pd.DataFrame:
     """Mean milliseconds of a step by phase, one row per cell and arm, over all steps of the phase pass."""
-    if results.steps.empty:
-        columns = [
-            "title",
-            "arm",
-            *(f"{phase}_ms" for phase in PHASES),
-            "step_ms",
-            "syncs_per_step",
-            "tokens_per_step",
-        ]
-        return pd.DataFrame(columns=columns)
-    groups = results.steps.groupby(["title", "arm"], sort=False)
-    means = groups[[f"{phase}_s" for phase in (*PHASES, "step")]].mean() * 1000
-    means.columns = [name.replace("_s", "_ms") for name in means.columns]
-    means["syncs_per_step"] = groups["syncs"].mean()
-    means["tokens_per_step"] = groups["emitted_tokens"].sum() / groups["rows_active"].sum()
-    return means.reset_index()
+    sums = results.steps.groupby(["title", "arm"], sort=False).sum(numeric_only=True)
+    means = {f"{phase}_ms": 1000 * sums[f"{phase}_s"] / sums["steps"] for phase in (*PHASES, "step")}
+    means["syncs_per_step"] = sums["syncs"] / sums["steps"]
+    means["tokens_per_step"] = sums["emitted_tokens"] / sums["rows_active"]
+    return pd.DataFrame(means).reset_index()[list(_PHASE_COLUMNS)]
 
 
 def positions(results: Results) -> pd.DataFrame:
     """Acceptance by draft position (from 1), one row per cell, arm and position."""
-    rows = []
-    for title, cell in _headline_cells(results.requests):
+    functions = {
+        "survival": acceptance.survival,
+        "conditional_acceptance": acceptance.conditional_acceptance,
+        "alpha": acceptance.alpha,
+        "drafted_share": acceptance.drafted_share,
+        "reached": acceptance.reached,
+    }
+    return _by_index(results, functions, "position", first=1)
+
+
+def lengths(results: Results) -> pd.DataFrame:
+    """Share of steps that kept exactly so many draft tokens: one row per cell, arm and number of tokens."""
+    return _by_index(results, {"share": acceptance.accepted_lengths}, "accepted", first=0, drafting=True)
+
+
+def _by_index(
+    results: Results, functions: Mapping[str, Any], index: str, *, first: int, drafting: bool = False
+) -> pd.DataFrame:
+    """What functions of an arm's rows return as arrays, one row an entry."""
+    parts = [pd.DataFrame(columns=["title", "arm", index, *functions])]
+    for title, cell in results.headline.items():
         for arm, own in cell.groupby("arm", sort=True):
-            series = zip(
-                acceptance.survival(own),
-                acceptance.conditional_acceptance(own),
-                acceptance.alpha(own),
-                acceptance.drafted_share(own),
-                acceptance.reached(own),
-                strict=True,
-            )
-            names = ("survival", "conditional_acceptance", "alpha", "drafted_share", "reached")
-            for index, values in enumerate(series):
-                place = {"title": title, "arm": arm, "position": index + 1}
-                rows.append(place | dict(zip(names, values, strict=True)))
-    columns = ["title", "arm", "position", "survival", "conditional_acceptance", "alpha"]
-    columns += ["drafted_share", "reached"]
-    return pd.DataFrame(rows, columns=columns)
+            values = {name: function(own) for name, function in functions.items()}
+            count = len(next(iter(values.values())))
+            if count > int(drafting):
+                place = {"title": title, "arm": arm, index: range(first, first + count)}
+                parts.append(pd.DataFrame(place | values))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def batches(results: Results) -> pd.DataFrame:
     """The spread: speed-up, tokens/s and block efficiency of each timed batch, one row a batch."""
     parts = []
-    for title, cell in _headline_cells(results.requests):
-        cell = _full_batches(cell)
-        baseline = cell[cell["arm"] == BASELINE]
-        for arm, own in cell.groupby("arm", sort=True):
+    for title, arms in results.timed.items():
+        for arm, own in arms.items():
             found = _batch_rates(acceptance.measured(own))
-            found["speedup_core"] = batch_ratios(baseline, own)
+            found["speedup_core"] = batch_ratios(arms[BASELINE], own) if BASELINE in arms else math.nan
             parts.append(found.reset_index().assign(title=title, arm=arm))
     columns = ["title", "arm", *PAIR, "speedup_core", "decode_tokens_per_s", "block_efficiency"]
     return pd.concat(parts, ignore_index=True)[columns]
@@ -167,7 +154,7 @@ def batches(results: Results) -> pd.DataFrame:
 
 def _batch_rates(own: pd.DataFrame) -> pd.DataFrame:
     """The same rates as in `throughput` and `acceptance`, for all batches of an arm at once."""
-    sums = own.assign(tokens=own["output_tokens"] - 1).groupby(PAIR)[["tokens", "row_done_s", "steps"]].sum()
+    sums = own.assign(tokens=acceptance.decode_tokens(own)).groupby(PAIR)[["tokens", "row_done_s", "steps"]].sum()
     sums = sums.astype(float).where(sums > 0)
     return pd.DataFrame(
         {
@@ -177,71 +164,91 @@ def _batch_rates(own: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def costs(overview: pd.DataFrame) -> pd.DataFrame:
+    """What a step costs in autoregressive steps, and where the arm would break even: one row per cell and arm.
+
+    Step times are those of the headline pass, parted as the phase pass says, and tokens are those that a user got:
+    so ``composed_speedup`` is what a request saw. ``verify_ratio`` is the verification over the baseline's forward;
+    ``alpha`` and the draft latencies by token exist for chains of one gamma. Arms without phase times are left out.
+    """
+    rows = []
+    for _, cell in overview.groupby("title", sort=False):
+        arms = [_as_timed(row) for row in cell.to_dict("records")]
+        baseline = next((row for row in arms if row["arm"] == BASELINE), None)
+        if baseline is not None:
+            found = (_cost_of(arm, baseline) for arm in arms if arm["method"] != BASELINE)
+            rows += [row for row in found if row]
+    return pd.DataFrame(rows, columns=_COST_COLUMNS)
+
+
+def _as_timed(row: dict[Any, Any]) -> dict[Any, Any]:
+    """The phases of an arm, stretched so that they add up to the step of the headline pass."""
+    names = [f"{phase}_ms" for phase in PHASES]
+    stretch = 1000 * _real(row["step_s"]) / math.fsum(_real(row[name]) for name in names)
+    timed = {name: stretch * _real(row[name]) for name in names}
+    return row | timed | {"block_efficiency_uncut": row["block_efficiency"]}
+
+
+def _real(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _cost_of(arm: dict[Any, Any], baseline: dict[Any, Any]) -> dict[str, Any] | None:
+    gamma = None if pd.isna(arm["gamma"]) else int(arm["gamma"])
+    if (found := compose(arm, baseline, gamma)) is None:
+        return None
+    step_ms, reference_ms = (math.fsum(row[f"{phase}_ms"] for phase in PHASES) for row in (arm, baseline))
+    row = dict.fromkeys(_COST_COLUMNS) | {f"{phase}_share": arm[f"{phase}_ms"] / step_ms for phase in PHASES}
+    row |= {
+        "title": found.title,
+        "arm": found.arm,
+        "gamma": gamma,
+        "step_ms": step_ms,
+        "rest_ms": step_ms - found.draft_ms,
+        "autoregressive_ms": reference_ms,
+        "verify_ratio": arm["verify_ms"] / baseline["verify_ms"],
+        "tokens": found.tokens,
+        "composed_speedup": found.predicted,
+        "break_even_tokens": found.break_even_tokens,
+        "draft_ms": found.draft_ms,
+        "break_even_draft_ms": found.break_even_draft_ms,
+    }
+    if found.chain and found.prediction:
+        row |= {
+            "alpha": found.chain.alpha,
+            "break_even_alpha": found.prediction.break_even_alpha,
+            "draft_ms_per_token": found.draft_ms / found.chain.gamma,
+            "break_even_draft_ms_per_token": found.break_even_draft_ms / found.chain.gamma,
+            "predicted_best_gamma": found.prediction.best_gamma,
+            "predicted_best_speedup": found.prediction.best_speedup,
+        }
+    return row
+
+
+_COST_COLUMNS = (
+    "title", "arm", "gamma", *(f"{phase}_share" for phase in PHASES), "step_ms", "rest_ms", "autoregressive_ms",
+    "verify_ratio", "tokens", "composed_speedup", "break_even_tokens", "draft_ms", "break_even_draft_ms", "alpha",
+    "break_even_alpha", "draft_ms_per_token", "break_even_draft_ms_per_token", "predicted_best_gamma",
+    "predicted_best_speedup",
+)  # fmt: skip
+
+
+def loops(results: Results) -> pd.DataFrame:
+    """Texts of which more than `LOOPING` repeats, the worst first; a text that all repeats share is listed once."""
+    rows = results.requests[results.requests["pass"] == "headline"]
+    columns = ["title", "arm", "prompt_id", "output_tokens", "repeat_ngram_share"]
+    found = rows.loc[rows["repeat_ngram_share"] > LOOPING, columns].drop_duplicates()
+    return found.sort_values("repeat_ngram_share", ascending=False, kind="stable", ignore_index=True)
+
+
 def head_to_head(results: Results, title: str, pair: tuple[str, str]) -> Speedup:
     """How much faster the second arm is than the first, in one cell.
 
     Raises:
         ResultsError: The two must not be compared.
     """
-    cell = _full_batches(dict(_headline_cells(results.requests))[title])
-    return speedup(cell[cell["arm"] == pair[0]], cell[cell["arm"] == pair[1]])
-
-
-def missing_blocks(results: Results) -> int:
-    """Blocks that the plan has and the folder has not, as far as the rows and the run's notes tell."""
-    blocks = results.requests[["title", "process", "block", "repeat"]].drop_duplicates()
-    planned = max((int(notes.get("planned_blocks", 0)) for notes in notes_of(results.runs)), default=0)
-    sides = blocks.groupby("title")[["process", "block", "repeat"]].nunique().prod(axis=1)
-    return max(planned, int(sides.sum())) - len(blocks)
-
-
-def notes_of(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """The notes of each run, parsed; empty where a run has none."""
-    if runs.empty:
-        return []
-    return [json.loads(text) if isinstance(text, str) and text else {} for text in runs["notes"]]
-
-
-# --- cells
-
-
-def _with_titles(requests: pd.DataFrame) -> pd.DataFrame:
-    """Mark each row with the title of its cell, and order rows so that cells come in a sensible order."""
-    order = ["target", "dtype", "device", "temperature", "max_new_tokens", "batch_size"]
-    order += [column for column in COMPARABLE if column not in order]
-    requests = requests.sort_values([*order, "cell"], kind="stable", ignore_index=True)
-    cells = requests[["cell", *COMPARABLE]].drop_duplicates()
-    return requests.merge(cells.assign(title=_titles(cells)), on=["cell", *COMPARABLE], how="left")
-
-
-def _titles(cells: pd.DataFrame) -> list[str]:
-    """A short title per cell: what differs between cells, and always batch size and temperature."""
-    words = {
-        "target": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
-        "max_new_tokens": "{} new tokens", "batch_size": "batch {}", "temperature": "T = {:g}",
-    }  # fmt: skip
-    shown = [name for name in words if name in {"batch_size", "temperature"} or len(cells[name].unique()) > 1]
-    titles = [", ".join(words[name].format(row[name]) for name in shown) for _, row in cells.iterrows()]
-    if len(set(titles)) == len(titles):
-        return titles
-    titles = [f"{title} ({cell})" for title, cell in zip(titles, cells["cell"], strict=True)]
-    if len(set(titles)) == len(titles):
-        return titles
-    # The same cell with other prompts or weights, e.g. an experiment file that was edited between two runs.
-    hashes = zip(titles, cells["target_sha"], cells["prompts_sha"], strict=True)
-    return [f"{title} [weights {target[:6]}, prompts {prompts[:6]}]" for title, target, prompts in hashes]
-
-
-def _headline_cells(requests: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    headline = requests[requests["pass"] == "headline"]
-    for title, cell in headline.groupby("title", sort=False):
-        yield str(title), cell
-
-
-def _full_batches(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without a last partial batch, whose speed is another batch size's; with it if there is no other."""
-    full = rows.groupby("batch_id")["row"].transform("size") == rows["batch_size"]
-    return rows[full] if full.any() else rows
+    arms = results.timed[title]
+    return speedup(arms[pair[0]], arms[pair[1]])
 
 
 # --- the columns of one arm
@@ -257,7 +264,12 @@ def _identity(own: pd.DataFrame) -> dict[str, Any]:
     names = ("arm", "method", "label", "options", "draft", "rule", "attention", "captured_phases",
              "latency_mode", "draft_latency_ms")  # fmt: skip
     flags = {"lossless": bool(own["lossless"].all()), "simulated": bool(own["simulated_acceptance"].any())}
-    return {name: first[name] for name in names} | flags
+    return {name: first[name] for name in names} | flags | {"series": series(str(first["arm"]))}
+
+
+def series(arm: str) -> str:
+    """An arm's name without its gamma and its draft latency: what the arms of one sweep share."""
+    return re.sub(r" (gamma|latency)=\S+", "", arm)
 
 
 def _counts(own: pd.DataFrame, full: pd.DataFrame) -> dict[str, Any]:
@@ -292,11 +304,13 @@ def _acceptance(own: pd.DataFrame) -> dict[str, Any]:
         acceptance.acceptance_rate,
     )  # fmt: skip
     values: dict[str, Any] = {function.__name__: function(own) for function in functions}
-    nodes = [np.sum(entry) for entry in ok["drafted_nodes_per_step"].dropna()]
+    nodes = ok["drafted_nodes_per_step"].dropna().to_numpy()
     steps = float(ok["steps"].sum())
-    values["nodes_per_step"] = float(np.sum(nodes)) / steps if nodes and steps else None
+    values["nodes_per_step"] = float(np.concatenate(nodes).sum()) / steps if len(nodes) and steps else None
+    values["gamma"] = acceptance.chain_depth(own)
     values["output_tokens"] = int(ok["output_tokens"].sum()) if len(ok) else None
     values["repeat_ngram_share"] = _mean(ok["repeat_ngram_share"])
+    values["looping"] = int((ok["repeat_ngram_share"] > LOOPING).sum())
     return values
 
 
@@ -329,22 +343,6 @@ def _speeds(own: pd.DataFrame, baseline: pd.DataFrame | None, floor: float | Non
     }
 
 
-def resolution(found: Speedup, floor: float | None) -> str | None:
-    """Whether a speed-up differs from 1, in one of three words; None if there is no speed-up.
-
-    Args:
-        found: The speed-up.
-        floor: Noise floor of its cell on the log scale; None if unknown, and then the interval alone decides.
-    """
-    if found.ratio is None:
-        return None
-    if floor is not None and abs(math.log(found.ratio)) <= floor:
-        return NOT_RESOLVED
-    if found.interval is None:
-        return NO_INTERVAL
-    return NOT_RESOLVED if found.interval.low <= 1 <= found.interval.high else RESOLVED
-
-
 def _against_fastest(own: pd.DataFrame, baseline: pd.DataFrame | None, speedup_core: float | None) -> dict[str, Any]:
     """Speed-up over the fastest autoregressive path at hand, which often is the core's own."""
     if baseline is None:
@@ -352,6 +350,17 @@ def _against_fastest(own: pd.DataFrame, baseline: pd.DataFrame | None, speedup_c
     name = str(baseline["arm"].iloc[0])
     ratio = speedup_core if name == BASELINE else speedup(baseline, own).ratio
     return {"speedup": ratio, "fastest_autoregressive": name}
+
+
+def _full_batch(own: pd.DataFrame, baseline: pd.DataFrame | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Speed-up until the first row of each batch ends; that of `speedup_core` at batch size 1."""
+    names = ("full_batch_speedup", "full_batch_low", "full_batch_high")
+    if baseline is None or row["batch_size"] == 1:
+        return dict(zip(names, (row["speedup_core"], row["low"], row["high"]), strict=True))
+    found = full_batch_speedup(baseline, own)
+    interval = None if row["arm"] == BASELINE else found.interval
+    bounds = (interval.low, interval.high) if interval else (None, None)
+    return dict(zip(names, (found.ratio, *bounds), strict=True))
 
 
 def _phase_columns(phases: pd.DataFrame, title: str, arm: str) -> dict[str, Any]:
@@ -377,10 +386,10 @@ def _noise_floor(arms: Mapping[str, pd.DataFrame]) -> float | None:
     return twin_noise_floor(arms[BASELINE], arms[TWIN])
 
 
-def _fastest_autoregressive(runs: pd.DataFrame) -> dict[str, str]:
+def _fastest_autoregressive(results: Results) -> dict[str, str]:
     """Cell to its fastest autoregressive arm, as the run decided on its warm-up."""
     found: dict[str, str] = {}
-    for notes in notes_of(runs):
+    for notes in results.notes:
         found |= notes.get("fastest_autoregressive", {})
     return found
 

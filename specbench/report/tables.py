@@ -7,7 +7,7 @@ full.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from specbench.report.metrics import BASELINE, NOT_RESOLVED, RESOLVED, TWIN
+from specbench.report.cells import BASELINE, TWIN
+from specbench.report.resolution import NOT_RESOLVED, RESOLVED
 
 Row = Mapping[Any, Any]
+_NO_MARKS: Mapping[str, str] = {}
 MISSING, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 
 
@@ -92,6 +94,12 @@ def _plain(name: str, text: Callable[[Any], str]) -> dict[str, Callable[[Row], A
     return {"text": lambda row: text(row[name]), "value": lambda row: row[name]}
 
 
+def _any_text(value: Any) -> str:
+    if _absent(value) or isinstance(value, str):
+        return MISSING if _absent(value) else value
+    return f"{value:,}" if float(value).is_integer() else significant(value)
+
+
 def _ms(name: str) -> dict[str, Callable[[Row], Any]]:
     def value(row: Row) -> Any:
         return None if _absent(row[name]) else 1000 * row[name]
@@ -131,6 +139,8 @@ MORE_COLUMNS: tuple[Shown, ...] = (
           **_plain("batch_tokens_per_s", significant)),
     Shown("full-batch tok/s", "decode tokens per second of the whole batch until its first row ends",
           **_plain("full_batch_tokens_per_s", significant)),
+    Shown("full-batch speed-up", "speed-up until the first row of each batch ends",
+          **_plain("full_batch_speedup", number)),
     Shown("occupancy", "share of slot-time in which a row still decoded", **_plain("occupancy", percent)),
     Shown("TPOT ms", "mean milliseconds per output token after the first", **_ms("tpot_s")),
     Shown("uncut tok/step", "block efficiency with the last step of each row whole",
@@ -143,6 +153,7 @@ MORE_COLUMNS: tuple[Shown, ...] = (
     Shown("own tok", "decode tokens of this arm in the speed-up", **_plain("method_tokens", significant)),
     Shown("repeats", "share of 4-grams that occurred before in the text",
           **_plain("repeat_ngram_share", percent)),
+    Shown("looping", "texts of which more than half repeats", **_plain("looping", _any_text)),
     Shown("phase pass", "how much longer a token took while phases were timed",
           **_plain("phase_pass_slowdown", lambda value: percent(value, 1))),
 )  # fmt: skip
@@ -206,34 +217,54 @@ def _line(cells: Any) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def as_html(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:
-    """One sortable HTML table over all cells; each entry carries the value that it sorts by."""
+def as_html(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS, marks: Mapping[str, str] = _NO_MARKS) -> str:
+    """One sortable HTML table over all cells; each entry carries the value that it sorts by.
+
+    Args:
+        summary: One row per cell and arm.
+        columns: What is shown of it.
+        marks: Arm -> the HTML of its mark, which stands before its name.
+    """
     many = len(summary["title"].unique()) > 1
     cell = Shown("cell", "what the compared arms share", **_plain("title", str))
     shown = _needed((cell, *columns) if many else columns, summary)
-    rows = summary.to_dict("records")
-    head = "".join(_html_head(column, rows) for column in shown)
-    body = "".join(_html_row(row, shown) for row in rows)
+    return _html_table(summary.to_dict("records"), shown, marks)
+
+
+def plain_html(frame: pd.DataFrame, marks: Mapping[str, str] = _NO_MARKS) -> str:
+    """Any tidy frame as a sortable HTML table: its own column names, numbers with three digits."""
+    columns = [
+        Shown({"title": "cell"}.get(name, name), "", **_plain(name, _any_text))
+        for name in map(str, frame.columns)
+        if not frame[name].isna().all()
+    ]
+    return _html_table(frame.to_dict("records"), columns, marks)
+
+
+def _html_table(rows: Sequence[Row], columns: Sequence[Shown], marks: Mapping[str, str]) -> str:
+    head = "".join(_html_head(column, rows) for column in columns)
+    body = "".join(_html_row(row, columns, marks) for row in rows)
     table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
-def _html_head(column: Shown, rows: list[Any]) -> str:
-    kind = _kind(column, rows)
-    return f'<th{kind} title="{html.escape(column.meaning)}">{html.escape(column.heading)}</th>'
+def _html_head(column: Shown, rows: Sequence[Row]) -> str:
+    meaning = f' title="{html.escape(column.meaning)}"' if column.meaning else ""
+    return f'<th scope="col"{_kind(column, rows)}{meaning}><button>{html.escape(column.heading)}</button></th>'
 
 
-def _html_row(row: Row, columns: tuple[Shown, ...]) -> str:
+def _html_row(row: Row, columns: Sequence[Shown], marks: Mapping[str, str]) -> str:
     cells = []
     for column in columns:
         value = column.value(row)
         key = "" if _absent(value) else html.escape(str(value), quote=True)
-        cells.append(f'<td{_kind(column, [row])} data-key="{key}">{html.escape(column.text(row))}</td>')
-    quiet = ' class="quiet"' if row["arm"] in {BASELINE, TWIN} else ""
+        mark = marks.get(str(row.get("arm")), "") if column.heading == "arm" else ""
+        cells.append(f'<td{_kind(column, [row])} data-key="{key}">{mark}{html.escape(column.text(row))}</td>')
+    quiet = ' class="quiet"' if row.get("arm") in {BASELINE, TWIN} else ""
     return f"<tr{quiet}>{''.join(cells)}</tr>"
 
 
-def _kind(column: Shown, rows: list[Any]) -> str:
+def _kind(column: Shown, rows: Sequence[Row]) -> str:
     """Numbers stand at the right, their heading too."""
     if column.heading in {"arm", "cell"}:
         return f' class="{column.heading}"'

@@ -79,7 +79,8 @@ def test_check_takes_overrides(file):
         (
             "name: x\ntargets: [pico]\nprompts: {source: stdlib}\nmethods: [prompt_lokup]\n",
             "error: e.yaml:4: methods.0: unknown method 'prompt_lokup'. Did you mean 'prompt_lookup'? "
-            "Known: autoregressive, draft_model, prompt_lookup.",
+            "Known: autoregressive, draft_model, prompt_lookup, transformers-generate, transformers-assisted, "
+            "transformers-prompt-lookup.",
         ),
         (
             "name: x\ntargets: [pico]\nprompts: {source: stdlb}\n",
@@ -247,6 +248,7 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
+        ("baselines", "3 cells, 21 trials"),
         ("quickstart", "2 cells, 10 trials"),
         ("draft_depth", "1 cell, 10 trials"),
         ("vicuna_grid", "12 cells, 120 trials"),
@@ -258,4 +260,4 @@ def test_every_experiment_of_the_repository_is_right(name, counts):
 
 def test_no_experiment_of_the_repository_is_left_out_above():
     names = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
-    assert names == ["draft_depth", "quickstart", "vicuna_grid"]
+    assert names == ["baselines", "draft_depth", "quickstart", "vicuna_grid"]

@@ -135,19 +135,6 @@ def quick_arms() -> Iterator[Arm]:
     yield Arm("tree of the target itself", tree, 3, 0, with_eos=False, max_new_tokens=14)
 
 
-def eos_for(name: str) -> tuple[int, int]:
-    """Two tokens that end the eight rows in as many different places as any two do."""
-    texts = [models.greedy_continuation(name, prompt, 16) for prompt in models.PROMPTS]
-    seen = sorted({token for text in texts for token in text})
-    ends = {token: [text.index(token) if token in text else 16 for text in texts] for token in seen}
-
-    def variety(pair: tuple[int, int]) -> tuple[int, int]:
-        places = [min(a, b) for a, b in zip(ends[pair[0]], ends[pair[1]], strict=True)]
-        return len({place for place in places if 0 < place < 15}), sum(places)
-
-    return max(((a, b) for a in seen for b in seen if a < b), key=variety)
-
-
 class Outcome(NamedTuple):
     """Rows whose text is wrong, and what the run had to deal with."""
 
@@ -161,7 +148,7 @@ class Outcome(NamedTuple):
 def wrong_rows(name: str, chosen: Iterator[Arm]) -> Outcome:
     """Run the arms of a family and name every row that differs from ``transformers``."""
     wrong, cut, ended, accepted, refused = [], 0, 0, 0, 0
-    target, eos = decoding.family(name), eos_for(name)
+    target, eos = decoding.family(name), models.eos_for(name)
     for arm in chosen:
         prompts = list(islice(cycle(models.PROMPTS), arm.first, arm.first + arm.rows))
         eos_ids = eos if arm.with_eos else ()

@@ -183,7 +183,7 @@ def test_a_number_with_an_exponent_is_a_number(experiment):
             "decode: {min_new_tokens: 9, max_new_tokens: 8}",
             "e.yaml:4: decode: min_new_tokens 9 is more than max_new_tokens 8.",
         ),
-        ("decode: {turns: 2}", "e.yaml:4: decode.turns: only the first turn is answered so far; use 1, got 2."),
+        ("decode: {turns: 0}", "e.yaml:4: decode.turns: should be greater than or equal to 1, got 0."),
         ("decode: [1]", "e.yaml:4: decode: should be a mapping of options, got [1]."),
         ("decode: {seed: []}", "e.yaml:4: decode.seed: an axis needs a list of at least one value, got []."),
         ("decode: {seed: [1, 2, 1]}", "e.yaml:4: decode.seed.2: the axis has this value twice, got 1."),
@@ -207,8 +207,8 @@ def test_a_number_with_an_exponent_is_a_number(experiment):
         ("measure: {repeats: 0}", "e.yaml:4: measure.repeats: should be greater than or equal to 1, got 0."),
         ("measure: {repeats: [1, 2]}", "e.yaml:4: measure.repeats: should be a valid integer, got [1, 2]."),
         (
-            "measure: {processes: 2}",
-            "e.yaml:4: measure.processes: only one process is supported so far; use 1, got 2.",
+            "measure: {processes: 0}",
+            "e.yaml:4: measure.processes: should be greater than or equal to 1, got 0.",
         ),
         ("machine: {threads: 0}", "e.yaml:4: machine.threads: should be greater than or equal to 1, got 0."),
         (
@@ -259,7 +259,7 @@ def test_a_fault_gives_one_line_with_its_place(faults, text, line):
             "name: x\ntargets: [pico]\nprompts: {source: zzz}\n",
             [
                 "e.yaml:3: prompts.source: unknown prompt source, got 'zzz'. Known: stdlib, mt_bench, spec_bench, "
-                "alpaca, sharegpt, humaneval, gsm8k, hellaswag, mmlu."
+                "alpaca, alpaca_eval, sharegpt, humaneval, gsm8k, hellaswag, mmlu."
             ],
         ),
         (
@@ -356,3 +356,29 @@ def test_a_prompt_template_needs_one_place_for_the_prompt(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"a.yaml:3: prompts.template: must hold \{prompt\} once"):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ("ids: [a, b], count: 3", "prompts: count is 3, and ids names 2 prompts; leave count out"),
+        ("ids: [a, a]", "prompts.ids: a is given twice, got"),
+        ("ids: [a], categories: [b]", "prompts: ids and categories are two ways to choose prompts; give one"),
+        ("format: gsm8", "prompts.format: unknown format, got 'gsm8'. Did you mean 'gsm8k'?"),
+        ("format: gsm8k, field: x", "prompts: format and field are two ways to say one thing; give one"),
+        ("chat_template: true, template: '{prompt}'", "prompts: chat_template and template are two ways to say one"),
+        ("next_template: 'USER:'", "prompts.next_template: must hold {prompt} once"),
+    ],
+)
+def test_prompts_that_contradict_themselves_are_refused(tmp_path, options, fault):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"name: a\ntargets: [pico]\nprompts: {{source: a.jsonl, {options}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert fault in str(caught.value)
+
+
+def test_prompts_that_are_named_are_as_many_as_their_names_and_no_axis(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("name: a\ntargets: [pico]\nprompts: {source: stdlib, ids: [x, y]}\n")
+    assert [prompts.number for prompts in load(file).prompts] == [2]

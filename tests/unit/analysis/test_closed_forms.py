@@ -14,6 +14,20 @@ def test_expected_tokens_are_those_of_the_papers_table(alpha, gamma, tokens):
     assert closed_forms.expected_tokens(alpha, gamma) == pytest.approx(tokens, abs=0.005)
 
 
+# The same table: arithmetic over that of plain decoding, where a draft costs none.
+@pytest.mark.parametrize(
+    ("alpha", "gamma", "operations"),
+    [(0.6, 2, 1.53), (0.7, 3, 1.58), (0.8, 2, 1.23), (0.8, 5, 1.63), (0.9, 2, 1.11), (0.9, 10, 1.60)],
+)
+def test_operations_are_those_of_the_papers_table(alpha, gamma, operations):
+    assert closed_forms.operations_ratio(alpha, gamma) == pytest.approx(operations, abs=0.005)
+
+
+def test_operations_of_the_draft_come_on_top():
+    # 4 drafts of 0.05 and 5 tokens of the target, for 3.3616 tokens.
+    assert closed_forms.operations_ratio(0.8, 4, 0.05) == pytest.approx(5.2 / 3.3616)
+
+
 def test_expected_tokens_at_the_ends():
     assert closed_forms.expected_tokens(0.0, 5) == 1.0
     assert closed_forms.expected_tokens(1.0, 5) == 6.0
@@ -46,6 +60,19 @@ def test_tokens_that_no_alpha_gives_are_refused(tokens, gamma):
 def test_the_best_gamma_and_its_speed_up(alpha, cost, gamma, speedup):
     assert closed_forms.best_gamma(alpha, cost) == gamma
     assert closed_forms.chain_speedup(alpha, gamma, cost) == pytest.approx(speedup, abs=0.005)
+
+
+def test_a_verification_that_grows_by_the_token_makes_shorter_drafts_best():
+    assert closed_forms.best_gamma(0.8, 0.05) == 8
+    assert closed_forms.best_gamma(0.8, 0.05, verify_slope=0.1) == 5
+    assert closed_forms.best_gamma(0.8, 0.05, verify_slope=0.1, overhead=2.5) == 0  # no draft pays for that
+
+
+def test_the_acceptance_at_which_a_step_pays():
+    # 1 + alpha + alpha^2 = 1.75 at one half.
+    assert closed_forms.break_even_alpha(1.75, 2) == pytest.approx(0.5)
+    assert closed_forms.break_even_alpha(0.9, 2) == 0.0
+    assert closed_forms.break_even_alpha(3.1, 2) is None
 
 
 def test_no_draft_pays_whose_cost_is_its_acceptance():

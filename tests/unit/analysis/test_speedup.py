@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from specbench.analysis.speedup import batch_ratios, speedup, twin_noise_floor
+from specbench.analysis.speedup import batch_ratios, fastest_path, request_speedup, speedup, twin_noise_floor
 from specbench.errors import ResultsError
 
 
@@ -99,3 +99,28 @@ def test_what_must_not_be_compared_is_refused_by_the_name_of_its_column(arm, col
 def test_a_block_with_other_prompts_is_refused(arm):
     with pytest.raises(ResultsError, match=r"different 'prompt_id'.*block 0"):
         speedup(arm([1.0]), arm([1.0]).assign(prompt_id=["p0", "p9"]))
+
+
+@pytest.mark.parametrize(
+    ("warm_up_s", "fastest"),
+    [
+        ({"core": [0.5], "outside": [0.1]}, "outside"),
+        ({"core": [0.5], "outside": [0.9]}, "core"),
+        ({"core": [0.5, 0.3], "outside": [9.0, 0.2]}, "outside"),  # a first pass also pays for what is done once
+        ({"core": [0.5], "unsupported": []}, "core"),
+        ({"core": []}, None),
+    ],
+)
+def test_the_fastest_path_is_the_one_whose_best_warm_up_pass_is(warm_up_s, fastest):
+    assert fastest_path(warm_up_s) == fastest
+
+
+def test_tokens_that_came_with_the_prefill_are_no_decode_tokens(rows):
+    def arm(**columns):
+        return rows(batch_id=["a", "b"], block=[0, 1], output_tokens=[9, 9], decode_s=1.0, row_done_s=1.0, **columns)
+
+    plain, drafting = arm(prefill_tokens=[1, None]), arm(prefill_tokens=[5, 3])
+    assert speedup(plain, drafting).ratio == pytest.approx(10 / 16)
+    assert request_speedup(plain, drafting).ratio == pytest.approx(10 / 16)
+    assert speedup(plain, drafting, with_prefill=True).ratio == pytest.approx(1.0)
+    assert speedup(plain, arm()).ratio == pytest.approx(1.0)  # rows from before the column

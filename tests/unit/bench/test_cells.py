@@ -24,10 +24,12 @@ def test_a_limit_takes_whole_blocks_from_the_first(folder):
 
 def test_the_order_is_shuffled_by_block_and_repeat_and_is_the_same_every_time(folder):
     first, again = cells(folder, TWO_CELLS)[0], cells(folder, TWO_CELLS)[0]
-    orders = [tuple(arm.name for arm in first.order(block, repeat)) for block in first.blocks() for repeat in range(4)]
+    orders = [
+        tuple(arm.name for arm in first.order(block, repeat, 0)) for block in first.blocks() for repeat in range(4)
+    ]
     assert len(set(orders)) > 3
     assert orders == [
-        tuple(arm.name for arm in again.order(block, repeat)) for block in again.blocks() for repeat in range(4)
+        tuple(arm.name for arm in again.order(block, repeat, 0)) for block in again.blocks() for repeat in range(4)
     ]
 
 
@@ -35,7 +37,7 @@ def test_a_change_of_one_arm_makes_every_block_of_the_cell_another_one(folder):
     first = cells(folder, ONE_CELL)[0]
     changed = cells(folder, ONE_CELL.replace("gamma: 2", "gamma: 3"))[0]
     block = first.blocks()[0]
-    assert first.block_key(block, 0) != changed.block_key(block, 0)
+    assert first.block_key(block, 0, 0) != changed.block_key(block, 0, 0)
     assert first.trial_ids["autoregressive"] == changed.trial_ids["autoregressive"]
 
 

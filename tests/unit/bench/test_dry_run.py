@@ -28,6 +28,19 @@ def test_it_says_what_precision_to_expect(folder):
     assert "intervals rest on 8 full batches or more" in printed(folder, ONE_CELL.replace("count: 5", "count: 16"))
 
 
+def test_it_says_what_a_better_precision_would_take(folder):
+    text = printed(folder, ONE_CELL.replace("count: 5", "count: 16"))
+    (line,) = [line for line in text.splitlines() if "usual noise" in line]
+    assert line.split()[:6] == ["pico", "0", "2", "usual", "noise", "14.1%"]
+    # t of 7 degrees is 2.365: 2.365 sqrt((.02 + .0016) / 8) = .1229 on the log scale
+    assert "±13.1%" in line
+    assert "one process: excludes run-to-run variation" in text
+
+
+def test_what_the_intervals_speak_of_depends_on_the_processes(folder):
+    assert "from run to run (3 processes)" in printed(folder, ONE_CELL.replace("warmup: 1", "warmup: 1, processes: 3"))
+
+
 def test_a_limit_is_rounded_up_to_whole_blocks(folder):
     assert "4 x stdlib" in printed(folder, ONE_CELL, limit=3)
 

@@ -143,6 +143,48 @@ def test_an_arm_that_breaks_becomes_rows_and_the_others_stay(folder):
     assert Store(summary.folder).read("runs")["status"].tolist() == ["failed"]
 
 
+def test_a_block_with_a_failure_is_run_again_when_asked_for_and_its_rows_are_replaced(folder):
+    broken = run(folder, ONE_CELL, method_class=with_method("draft_model", failing(ValueError("broken"), breaks_in=2)))
+    kept = run(folder, ONE_CELL)
+    assert (kept.blocks_run, kept.failed) == (0, 1)
+    mended = run(folder, ONE_CELL, retry_failed=True)
+    assert (mended.blocks_run, mended.blocks_kept, mended.failed) == (1, 2, 0)
+    rows = requests(mended)
+    assert set(rows["status"]) == {"ok"}
+    assert len(rows) == len(rows.drop_duplicates(["batch_id", "row"])) == 4 * 5 * 2
+    assert broken.failed == 1
+
+
+def test_what_is_unsupported_is_not_tried_again(folder):
+    kind = type("Picky", (DraftModel,), {"unsupported": lambda self, batch_size, rule: "never"})
+    run(folder, ONE_CELL, method_class=with_method("draft_model", kind))
+    assert run(folder, ONE_CELL, retry_failed=True).blocks_run == 0
+
+
+def test_a_retry_forgets_that_memory_was_short(folder):
+    text = ONE_CELL.replace("batch_size: 2", "batch_size: [1, 2]").replace("count: 5", "count: 2")
+    kind = failing(torch.cuda.OutOfMemoryError("CUDA out of memory"), breaks_in=2)
+    run(folder, text, method_class=with_method("draft_model", kind))
+    mended = run(folder, text, retry_failed=True)
+    assert (mended.blocks_run, mended.failed, mended.skipped) == (2, 0, 0)
+
+
+def test_what_the_machine_did_meanwhile_is_stored_with_every_batch(finished):
+    rows = requests(finished)
+    assert (rows["load_average"] >= 0).all()
+    assert rows["cpu_wait_share"].between(0, 1).all()
+    assert (rows["major_faults"] >= 0).all()
+    assert rows["gpu_clock_mhz"].isna().all()
+    assert rows.groupby("batch_id")["cpu_wait_share"].nunique().max() == 1
+
+
+def test_what_is_unstable_is_told_at_the_end(folder):
+    summary = run(folder, ONE_CELL)
+    assert "few units" in {caution.kind for caution in summary.cautions}
+    log = (folder / "log.txt").read_text()
+    assert "2 full batches of prompts, at least 4 are needed. No interval can be given" in log
+
+
 def test_a_draft_without_memory_is_skipped_at_larger_batches(folder):
     text = ONE_CELL.replace("batch_size: 2", "batch_size: [1, 2]").replace("count: 5", "count: 2")
     kind = failing(torch.cuda.OutOfMemoryError("CUDA out of memory"), breaks_in=2)

@@ -1,13 +1,21 @@
 """specbench.bench.stdlib_prompts"""
 
 import ast
+import hashlib
 import re
 import textwrap
-from itertools import islice
+
+import pytest
 
 from specbench.bench import stdlib_prompts
+from specbench.bench.prompt_choice import in_order
+from specbench.bench.prompt_sources import read_table
 from specbench.bench.stdlib_prompts import stdlib_texts
-from specbench.models.corpus import HELD_OUT, HeldOut, Module
+from specbench.config import PromptSettings
+from specbench.models.corpus import HELD_OUT, UNCHANGED, HeldOut, Module
+
+# The texts of the first prompts, cut to 128 tokens: the same under every Python from 3.11 to 3.14.
+PINNED = {8: "144ed23d4c83", 16: "f9c29493476e", 24: "989ef7bac99d", 32: "3c183aba8589", 180: "c5a3e4bb0377"}
 
 SOURCE = '''\
 import os
@@ -56,10 +64,32 @@ def test_a_bracket_of_its_own_line_still_ends_the_signature(monkeypatch):
     assert prompts_of(monkeypatch, text)["m.py:1:f"] == "def f(\n    a,\n    b,\n):\n"
 
 
-def test_the_first_prompts_come_from_different_modules():
-    found = stdlib_texts(64)
-    modules = [prompt.module for prompt in found.prompts[: len(HELD_OUT) - len(found.skipped)]]
-    assert len(set(modules)) == len(modules)
+def first(count, **options):
+    """The prompts that an experiment gets."""
+    settings = PromptSettings(source="stdlib", max_prompt_tokens=128, count=count, **options)
+    table = read_table(settings)
+    return [table.question(row) for row in in_order(table, settings)[:count]]
+
+
+def digest(questions):
+    texts = "\n".join(f"{question.id}\n{question.content.turns[0]}" for question in questions)
+    return hashlib.sha256(texts.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("count", PINNED)
+def test_two_users_with_different_pythons_get_the_same_prompts(count):
+    assert digest(first(count)) == PINNED[count]
+
+
+def test_the_first_prompts_come_from_modules_that_no_release_has_changed():
+    assert {question.category for question in first(8)} == set(UNCHANGED)
+    assert {question.category for question in first(180)} == set(UNCHANGED)
+    assert set(UNCHANGED) < set(HELD_OUT)
+
+
+def test_every_function_is_a_prompt_of_its_own_name():
+    names = [prompt.name for prompt in stdlib_texts(64).prompts]
+    assert len(set(names)) == len(names)
 
 
 def test_the_list_is_the_same_every_time():
@@ -68,7 +98,7 @@ def test_the_list_is_the_same_every_time():
 
 def test_prompts_stop_where_a_body_would_begin():
     """With a body added, the last function of every prompt parses; a cut inside a signature would not."""
-    for prompt in islice(stdlib_texts(1000).prompts, 60):
+    for prompt in stdlib_texts(1000).prompts[::7]:
         name = prompt.name.rpartition(":")[2]
         start = [found.start() for found in re.finditer(rf"^ *(async )?def {name}\b", prompt.text, re.MULTILINE)][-1]
         head = prompt.text[start:].rstrip()

@@ -5,7 +5,7 @@ import torch
 
 from specbench.decode.cache import KVShape, SlabCache
 from specbench.decode.method import Method
-from support import checks, decoding, models
+from support import decoding, models
 
 T, F = True, False
 
@@ -63,7 +63,7 @@ def _committed_state(method: Method, name: str, max_new_tokens: int, **options: 
 def test_after_a_batch_the_slab_equals_a_fresh_prefill_of_the_texts(name: str, options: dict[str, object]):
     drafts = decoding.drafts_of(name)
     target, texts = _committed_state(
-        lambda target: decoding.draft_model(target, drafts, **options), name, 20, eos_ids=checks.eos_for(name)
+        lambda target: decoding.draft_model(target, drafts, **options), name, 20, eos_ids=models.eos_for(name)
     )
     used = target.cache.slab.clone()
     fresh = decoding.family(name)

@@ -21,7 +21,7 @@ def test_the_test_models_are_untied(name: str):
 
 @family
 def test_eos_ends_the_rows_of_the_test_batch_in_different_places(name: str):
-    eos = checks.eos_for(name)
+    eos = models.eos_for(name)
     lengths = [len(models.greedy_continuation(name, prompt, 24, eos)) for prompt in models.PROMPTS]
     assert len(set(lengths)) >= 5
 

@@ -5,7 +5,7 @@ import torch
 from specbench.decode.loop import Decoding, Requests, generate
 from specbench.decode.method import Caps, Hidden, Method, Needs, Options, TokenTree
 from specbench.decode.target import CachedModel
-from support.models import PROMPTS, target
+from specbench.testing.models import PROMPTS, target
 
 POST_NORM, SECOND_LAYER = Hidden("post_norm"), Hidden("layer_input", 1)
 TOPK = 3

@@ -14,7 +14,7 @@ from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, NullWatch
 from specbench.decode.tree import Topology
 from specbench.errors import ConfigError, ContractError
-from support import checks, decoding, models
+from support import decoding, models
 from support.methods import Given, Listening, Scripted
 
 PROMPTS = models.PROMPTS[:5]
@@ -98,7 +98,7 @@ def test_eos_at_exactly_the_last_allowed_token_counts_as_eos():
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("least", [1, 5, 12])
 def test_min_new_tokens_gives_the_ids_of_transformers(name: str, least: int):
-    eos = checks.eos_for(name)
+    eos = models.eos_for(name)
     expected = [models.greedy_continuation(name, prompt, 24, eos, least) for prompt in PROMPTS]
     assert expected != [models.greedy_continuation(name, prompt, 24, eos) for prompt in PROMPTS] or least < 12
     target = decoding.family(name)
@@ -153,7 +153,7 @@ def test_output_tokens_are_one_and_accepted_plus_one_a_step_less_the_overshoot(d
     method = decoding.draft_model(target, decoding.drafts_of("llama"), draft=draft, **options)
     rule = Rejection() if temperature else Match()
     trace = decoding.decode(
-        target, method, models.PROMPTS, 22, rule=rule, temperature=temperature, eos_ids=checks.eos_for("llama")
+        target, method, models.PROMPTS, 22, rule=rule, temperature=temperature, eos_ids=models.eos_for("llama")
     )
     caps = method.caps()
     for row in trace.rows:
@@ -174,7 +174,7 @@ def test_output_tokens_are_one_and_accepted_plus_one_a_step_less_the_overshoot(d
 def test_rows_that_have_ended_change_neither_their_own_counts_nor_those_of_others():
     target = decoding.family("llama")
     method = decoding.draft_model(target, decoding.drafts_of("llama"), draft="near", gamma=5)
-    eos = checks.eos_for("llama")
+    eos = models.eos_for("llama")
     together = _counts(decoding.decode(target, method, models.PROMPTS, eos_ids=eos))
     alone = [_counts(decoding.decode(target, method, [prompt], eos_ids=eos))[0] for prompt in models.PROMPTS]
     assert together == alone
@@ -183,7 +183,7 @@ def test_rows_that_have_ended_change_neither_their_own_counts_nor_those_of_other
 
 def test_the_steps_of_a_batch_are_those_of_its_longest_row():
     target, method = _same(gamma=2)
-    trace = decoding.decode(target, method, models.PROMPTS, eos_ids=checks.eos_for("llama"))
+    trace = decoding.decode(target, method, models.PROMPTS, eos_ids=models.eos_for("llama"))
     assert trace.steps == max(row.steps for row in trace.rows) > min(row.steps for row in trace.rows)
     assert len(trace.syncs_per_step) == trace.steps
 
@@ -439,7 +439,7 @@ def test_reading_outcomes_one_step_late_changes_nothing(options, draft, temperat
             rule=Rejection() if temperature else Match(),
         )
 
-    cases = [(16, checks.eos_for("gemma2")), (1, ()), (9, ())]
+    cases = [(16, models.eos_for("gemma2")), (1, ()), (9, ())]
     at_once = [run(*case) for case in cases]
     monkeypatch.setattr(loop, "read_lag", lambda device: 1)
     late = [run(*case) for case in cases]

@@ -7,7 +7,7 @@ import torch
 
 from specbench.decode.target import CachedModel, Nodes
 from specbench.decode.tree import lay_out_chain
-from support.models import target
+from specbench.testing.models import target
 
 PROMPT, DRAFT = [13, 66, 18, 28, 11], [7, 9, 40]
 

@@ -69,14 +69,14 @@ def test_a_row_that_does_not_fit_is_refused_and_nothing_is_written(store, reques
 
 
 def test_killed_between_steps_and_requests_no_half_block_is_seen(store, request_row, step_row, monkeypatch):
-    write = module._write_atomically
+    write = module.write_atomically
 
     def killed(path, data):
         if path.parent.name == "requests.parquet":
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(module, "_write_atomically", killed)
+    monkeypatch.setattr(module, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         store.write_block("a", [request_row()], [step_row()])
     monkeypatch.undo()
@@ -89,7 +89,7 @@ def test_killed_between_steps_and_requests_no_half_block_is_seen(store, request_
 
 def test_a_block_killed_while_it_is_replaced_does_not_mix_old_and_new(store, request_row, step_row, monkeypatch):
     store.write_block("a", [request_row()], [step_row()])
-    monkeypatch.setattr(module, "_write_atomically", lambda path, data: None)
+    monkeypatch.setattr(module, "write_atomically", lambda path, data: None)
     store.write_block("a", [request_row()], [step_row(step_s=9.0)])
     assert not store.has_block("a")
 

@@ -34,6 +34,13 @@ class Arm:
     latency_ms: float | None = None
     verdict: str | None = "equal"
 
+    @property
+    def options(self) -> dict[str, object]:
+        """Gamma, the draft that the name tells apart, and what else it says; a latency is no option."""
+        words = self.name.split()
+        named = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("latency="))
+        return {"draft": " ".join(word for word in words if "=" not in word)} | named | {"gamma": self.gamma}
+
 
 AUTOREGRESSIVE = Arm("autoregressive", "autoregressive", verdict=None)
 TWIN = Arm("autoregressive-twin", "autoregressive")
@@ -69,6 +76,8 @@ class Plan:
     noise: float = 0.01
     seed: int = 0
     loops: float = 0.3
+    categories: tuple[str, ...] = ()
+    prompt_tokens: tuple[int, ...] = (128,)
     run: dict[str, object] = field(default_factory=dict)
 
 
@@ -166,7 +175,7 @@ class _Batch:
         }
 
     def row(self, slot, position, measured):
-        arm = self.arm
+        arm, categories, lengths = self.arm, self.plan.categories, self.plan.prompt_tokens
         row = blank_row("requests") | {
             "run_id": "run-1",
             "trial_id": f"trial {arm.name}",
@@ -174,7 +183,7 @@ class _Batch:
             "method": arm.method,
             "label": arm.name,
             "arm": arm.name,
-            "options": json.dumps({"gamma": arm.gamma}),
+            "options": json.dumps(arm.options),
             "target": "pico",
             "dtype": "bfloat16",
             "device": "cpu Example 3000",
@@ -191,7 +200,8 @@ class _Batch:
             "process": 0,
             "dataset": "stdlib",
             "prompt_id": f"prompt-{self.prompts[slot]}",
-            "prompt_tokens": 128,
+            "category": categories[self.prompts[slot] % len(categories)] if categories else None,
+            "prompt_tokens": lengths[self.prompts[slot] % len(lengths)],
             "temperature": self.temperature,
             "rule": "greedy" if self.temperature == 0 else "rejection",
             "lossless": arm.lossless,

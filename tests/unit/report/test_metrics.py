@@ -8,7 +8,9 @@ from specbench.analysis.intervals import Interval
 from specbench.analysis.speedup import Speedup
 from specbench.errors import ResultsError
 from specbench.records.store import Store
-from specbench.report.metrics import frames, load, missing_blocks, resolution
+from specbench.report.cells import missing_blocks
+from specbench.report.metrics import frames, load
+from specbench.report.resolution import resolution
 from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
 
 

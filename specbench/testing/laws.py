@@ -5,18 +5,18 @@ from itertools import product
 
 import numpy as np
 from scipy import stats
-from torch import nn
+from transformers import PreTrainedModel
 
 from . import models
 
 
-def next_token_law(module: nn.Module, text: Sequence[int], temperature: float) -> np.ndarray:
+def next_token_law(module: PreTrainedModel, text: Sequence[int], temperature: float) -> np.ndarray:
     """The target's own distribution after a text, from a plain forward, in float64."""
     logits = models.plain_logits(module, list(text))[-1].double()
     return (logits / temperature).softmax(-1).numpy()
 
 
-def joint_law(module: nn.Module, prompt: Sequence[int], tokens: int, temperature: float) -> np.ndarray:
+def joint_law(module: PreTrainedModel, prompt: Sequence[int], tokens: int, temperature: float) -> np.ndarray:
     """The law of the first ``tokens`` tokens, by enumeration, (V,) * tokens."""
     vocab = int(module.config.vocab_size)
     law = np.empty((vocab,) * tokens)

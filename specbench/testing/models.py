@@ -1,4 +1,4 @@
-"""Tiny random models in which a fault shows.
+"""Tiny random models of several families in which a fault shows, and what ``transformers`` itself writes with them.
 
 Random weights of default size repeat one token and hide errors: with most of them a position off by one changes no
 greedy id. So every model here is untied, its matrices are scaled up, and its vectors (biases, norms) are noisy.
@@ -16,7 +16,7 @@ POSITIONS = 160
 WINDOW = 7  # the windowed families look back so far; prompts and outputs are longer
 
 
-def _llama_like(name: str, **extra: object) -> nn.Module:
+def _llama_like(name: str, **extra: object) -> transformers.PreTrainedModel:
     sizes = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
@@ -34,7 +34,7 @@ def _llama_like(name: str, **extra: object) -> nn.Module:
     return getattr(transformers, f"{name}ForCausalLM")(config)
 
 
-def _gpt2() -> nn.Module:
+def _gpt2() -> transformers.PreTrainedModel:
     config = transformers.GPT2Config(
         vocab_size=VOCAB,
         n_embd=32,
@@ -48,7 +48,7 @@ def _gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
-def _gpt_neox() -> nn.Module:
+def _gpt_neox() -> transformers.PreTrainedModel:
     config = transformers.GPTNeoXConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -63,7 +63,7 @@ def _gpt_neox() -> nn.Module:
     return transformers.GPTNeoXForCausalLM(config)
 
 
-def _opt() -> nn.Module:
+def _opt() -> transformers.PreTrainedModel:
     config = transformers.OPTConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -81,7 +81,7 @@ def _opt() -> nn.Module:
 
 
 # A seed each, chosen so that every prompt below is continued with at least six different tokens of 24.
-_BUILDERS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
+_BUILDERS: dict[str, tuple[int, Callable[[], transformers.PreTrainedModel]]] = {
     "llama": (12, lambda: _llama_like("Llama")),
     "qwen2": (38, lambda: _llama_like("Qwen2")),
     "qwen3": (17, lambda: _llama_like("Qwen3", head_dim=8)),
@@ -149,6 +149,18 @@ def stranger() -> nn.Module:
 
 
 @cache
+def with_ties(family: str) -> transformers.PreTrainedModel:
+    """Each row of the output head stands twice, so the two best tokens are always equal to the last bit."""
+    seed, build = _BUILDERS[family]
+    module = build()
+    scaled(module, seed)
+    with torch.no_grad():
+        head = module.get_output_embeddings().weight
+        head[1::2] = head[: VOCAB - 1 : 2]
+    return module
+
+
+@cache
 def small_vocabulary(vocab: int = 5, seed: int = 0, matrix_std: float = 0.5) -> nn.Module:
     """One layer over a handful of tokens, so that the law of a few tokens can be written down whole."""
     module = _llama_like(
@@ -173,12 +185,13 @@ def greedy_continuation(
 
 
 def hf_greedy(
-    module: nn.Module,
+    module: transformers.PreTrainedModel,
     prompt: tuple[int, ...],
     max_new_tokens: int,
     eos_ids: tuple[int, ...] = (),
     min_new_tokens: int = 0,
 ) -> list[int]:
+    """The greedy text of any model, by ``generate`` of ``transformers``."""
     ids = torch.tensor([prompt])
     text = module.generate(
         ids,
@@ -190,6 +203,20 @@ def hf_greedy(
         pad_token_id=0,
     )
     return text[0, len(prompt) :].tolist()
+
+
+@cache
+def eos_for(family: str) -> tuple[int, int]:
+    """Two tokens that end the eight rows in as many different places as any two do."""
+    texts = [greedy_continuation(family, prompt, 16) for prompt in PROMPTS]
+    seen = sorted({token for text in texts for token in text})
+    ends = {token: [text.index(token) if token in text else 16 for text in texts] for token in seen}
+
+    def variety(pair: tuple[int, int]) -> tuple[int, int]:
+        places = [min(a, b) for a, b in zip(ends[pair[0]], ends[pair[1]], strict=True)]
+        return len({place for place in places if 0 < place < 15}), sum(places)
+
+    return max(((a, b) for a in seen for b in seen if a < b), key=variety)
 
 
 @torch.no_grad()

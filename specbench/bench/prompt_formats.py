@@ -1,0 +1,252 @@
+"""Published prompt sets, row by row: one small function a format, from the fields of a row to the turns of a question.
+
+`FORMATS` is the one table. A row is of the first format whose fields it has, unless the experiment names one.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specbench.errors import ConfigError
+
+Row = Mapping[str, Any]
+
+SHOTS = 5
+"""Worked examples of its subject that stand before an MMLU question."""
+
+_PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"
+_HOLE = re.compile(r"\{(?:articles?|context|documents?|passages?)\}")
+_PEOPLE = frozenset({"human", "user"})
+_MODELS = frozenset({"gpt", "chatgpt", "bing", "bard", "model", "assistant"})
+_ALPACA_TASK = (
+    "Below is an instruction that describes a task{paired}. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+)
+_ALPACA_PAIRED = ", paired with an input that provides further context"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a row says.
+
+    Attributes:
+        turns: What the user asks, one text a turn.
+        system: What the model is told beforehand.
+        reference: Known good answers.
+    """
+
+    turns: tuple[str, ...]
+    system: str | None = None
+    reference: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt before it is tokenised; every format comes to this.
+
+    Attributes:
+        id: Unique within its set.
+        content: What it says.
+        category: Its category; None where the set has none.
+    """
+
+    id: str
+    content: Content
+    category: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the rows of a published set are read.
+
+    Attributes:
+        fields: What a row must have.
+        read: From a row to what it says; None for a row that asks nothing.
+        examples: For a set that wants worked examples: what stands before a row's question, given all examples.
+    """
+
+    fields: tuple[str, ...]
+    read: Callable[[Row], Content | None]
+    examples: Callable[[Row, Sequence[Row]], str] | None = None
+
+
+def format_of(row: Row) -> Format:
+    """The format of a row, recognised from its fields.
+
+    Raises:
+        ConfigError: It is of none; the message names the fields that there are.
+    """
+    for known in FORMATS.values():
+        if all(row.get(name) is not None for name in known.fields):
+            return known
+    raise ConfigError(
+        f"no known format has these fields: {_listed(row)}; prompts.field names the one that holds a prompt"
+    )
+
+
+def content_of(row: Row, form: Format | None = None, field: str | None = None) -> Content | None:
+    """What a row says; None where it asks nothing.
+
+    Args:
+        row: A row of a file or data set.
+        form: Its format; None to recognise it.
+        field: The field that holds the prompt: text, or turns, or messages.
+
+    Raises:
+        ConfigError: A field is missing or holds something else, or the row is a placeholder.
+    """
+    if field is not None:
+        content: Content | None = _any(_field(row, field), field)
+    else:
+        form = form or format_of(row)
+        for name in form.fields:
+            _field(row, name)
+        content = form.read(row)
+    if content is not None:
+        _check(content)
+    return content
+
+
+def _check(content: Content) -> None:
+    if not content.turns or not all(isinstance(turn, str) and turn.strip() for turn in content.turns):
+        raise ConfigError("its prompt is empty, or no text")
+    if any(_PLACEHOLDER in turn for turn in content.turns):
+        raise ConfigError("a placeholder stands where its prompt belongs; prepare the data set first")
+
+
+def _field(row: Row, name: str) -> Any:
+    if name not in row:
+        raise ConfigError(f"no field {name!r}; its fields are {_listed(row)}")
+    return row[name]
+
+
+def _listed(names: Row) -> str:
+    return ", ".join(map(str, names)) or "none"
+
+
+def _any(value: Any, field: str) -> Content:
+    """Text, a list of turns, or a list of messages of either kind."""
+    if isinstance(value, str):
+        return Content((value,))
+    if isinstance(value, list | tuple) and value and all(isinstance(turn, str) for turn in value):
+        return Content(tuple(value))
+    if isinstance(value, list | tuple) and value and all(isinstance(message, Mapping) for message in value):
+        content = _dialogue(value)
+        if content is not None:
+            return content
+    raise ConfigError(f"field {field!r} holds neither text nor turns nor messages")
+
+
+def _dialogue(messages: Sequence[Row]) -> Content | None:
+    """Messages of ``role`` and ``content``, or of ``from`` and ``value``; None where no person speaks first."""
+    said = [_said(message) for message in messages]
+    system = said.pop(0)[1] if said and said[0][0] == "system" else None
+    if not said or said[0][0] not in _PEOPLE:
+        return None
+    turns = tuple(text for who, text in said if who in _PEOPLE)
+    return Content(turns, system, tuple(text for who, text in said if who in _MODELS))
+
+
+def _said(message: Row) -> tuple[str, str]:
+    who, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if not isinstance(who, str) or not isinstance(text, str):
+        raise ConfigError(f"a message has role and content, or from and value; here are {_listed(message)}")
+    return who, text
+
+
+def _references(value: Any) -> tuple[str, ...]:
+    """Answers, however deep they are listed."""
+    if value is None:
+        return ()
+    if isinstance(value, list | tuple):
+        return tuple(text for item in value for text in _references(item))
+    return (str(value),)
+
+
+def _one_field(field: str, answer: str | None = None) -> Callable[[Row], Content]:
+    """One field holds the question, and maybe another one its answer."""
+
+    def read(row: Row) -> Content:
+        content = _any(row[field], field)
+        return Content(content.turns, content.system, _references(row.get(answer) if answer else None))
+
+    return read
+
+
+def _speed_bench(row: Row) -> Content:
+    content = _any(row["turns"], "turns")
+    if any(_HOLE.search(turn) for turn in content.turns):
+        raise ConfigError("a hole like {article} stands where its text belongs; prepare the data set first")
+    return content
+
+
+def _sharegpt(row: Row) -> Content | None:
+    """A conversation that a person begins and a model goes on with; a fragment of one asks nothing."""
+    content = _dialogue(row["conversations"])
+    return content if content is not None and content.reference else None
+
+
+def _messages(row: Row) -> Content:
+    content = _dialogue(row["messages"])
+    if content is None:
+        raise ConfigError("its messages do not begin with a user's")
+    return content
+
+
+def _alpaca(row: Row) -> Content:
+    """Stanford's two templates: with an input, and without one."""
+    paired = bool(row["input"])
+    task = _ALPACA_TASK.format(paired=_ALPACA_PAIRED if paired else "", instruction=row["instruction"])
+    given = f"### Input:\n{row['input']}\n\n" if paired else ""
+    return Content((f"{task}{given}### Response:",), reference=_references(row.get("output")))
+
+
+def _instruction(row: Row) -> Content:
+    """For models with a chat template: the instruction, and below it its input."""
+    text = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    return Content((text,), reference=_references(row.get("output")))
+
+
+def _hellaswag(row: Row) -> Content:
+    endings, right = row["endings"], str(row.get("label", ""))
+    return Content((row["ctx"],), reference=(endings[int(right)],) if right.isdecimal() else ())
+
+
+def _mmlu(row: Row) -> Content:
+    return Content((_choices(row),), reference=(row["choices"][_field(row, "answer")],))
+
+
+def _choices(row: Row) -> str:
+    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+    return f"{row['question'].strip()}\n{choices}\nAnswer:"
+
+
+def _mmlu_examples(row: Row, examples: Sequence[Row]) -> str:
+    """The header of the subject, and its first five worked examples."""
+    subject = str(_field(row, "subject"))
+    own = [example for example in examples if example.get("subject") == subject][:SHOTS]
+    if len(own) < SHOTS:
+        raise ConfigError(f"there are {len(own)} worked examples of subject {subject!r}, and {SHOTS} are needed")
+    header = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}."
+    return "\n\n".join([header, *(f"{_choices(one)} {'ABCD'[one['answer']]}" for one in own)]) + "\n\n"
+
+
+FORMATS: dict[str, Format] = {
+    "speed_bench": Format(("turns", "src_id"), _speed_bench),
+    "spec_bench": Format(("turns",), _one_field("turns", "reference")),
+    "sharegpt": Format(("conversations",), _sharegpt),
+    "messages": Format(("messages",), _messages),
+    "alpaca": Format(("instruction", "input"), _alpaca),
+    "alpaca_eval": Format(("instruction",), _instruction),
+    "instruction": Format(("instruction",), _instruction),
+    "humaneval": Format(("prompt", "entry_point"), _one_field("prompt", "canonical_solution")),
+    "mt_bench": Format(("prompt", "prompt_id"), _one_field("prompt", "reference")),
+    "mmlu": Format(("question", "choices"), _mmlu, _mmlu_examples),
+    "hellaswag": Format(("ctx", "endings"), _hellaswag),
+    "gsm8k": Format(("question", "answer"), _one_field("question", "answer")),
+    "math": Format(("problem",), _one_field("problem", "solution")),
+    "prompt": Format(("prompt",), _one_field("prompt")),
+    "text": Format(("text",), _one_field("text")),
+}
+"""Every format of ``specbench.config.PROMPT_FORMATS``; the first that fits a row wins."""

@@ -1,0 +1,183 @@
+"""A run folder, read once, and its rows by cell.
+
+A cell is what the arms compared with one another share: the stored ``cell`` and every column that
+`specbench.analysis.speedup` refuses to mix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from specbench.analysis.intervals import estimand
+from specbench.analysis.speedup import COMPARABLE
+from specbench.errors import ResultsError
+from specbench.records.schema import PHASES
+from specbench.records.store import Store
+
+BASELINE, TWIN = "autoregressive", "autoregressive-twin"
+"""The arms of the A/A pair; the first is what `speedup_core` divides by."""
+
+REQUEST_COLUMNS = (
+    "run_id", "cell", "method", "label", "arm", "options", "target", "draft", "dtype", "device", "threads",
+    "attention", "captured_phases", "batch_size", "batch_id", "row", "block", "repeat", "pass", "process",
+    "dataset", "category", "prompt_id", "prompt_tokens", "output_tokens", "prefill_tokens", "steps", "drafted_tokens",
+    "accepted_tokens", "accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step", "prefill_s",
+    "ttft_s", "decode_s", "row_done_s", "temperature", "rule", "lossless", "max_new_tokens", "latency_mode",
+    "draft_latency_ms", "simulated_acceptance", "repeat_ngram_share", "target_sha", "prompts_sha", "status",
+    "reason", "verdict", "order_in_block", "load_average", "cpu_wait_share", "cpu_steal_share", "major_faults",
+    "gpu_clock_mhz", "gpu_throttle", "gpu_alloc_retries",
+)  # fmt: skip
+"""What a report reads of `requests`: all but the texts and what names a trial."""
+
+_TIMES = tuple(f"{phase}_s" for phase in (*PHASES, "step"))
+_SUMMED = (*_TIMES, "syncs", "rows_active", "emitted_tokens")
+_ORDER = ("target", "dtype", "device", "temperature", "max_new_tokens", "batch_size")
+_WORDS = {
+    "target": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
+    "max_new_tokens": "{} new tokens", "batch_size": "batch {}", "temperature": "T = {:g}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one run folder, the rows marked with the title of their cell.
+
+    `steps` holds the sums over the steps of each batch of the phase pass, with their number in ``steps``.
+    """
+
+    folder: Path
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    runs: pd.DataFrame
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment: that of the folder above the machine's."""
+        return self.folder.resolve().parent.name
+
+    @property
+    def machine(self) -> str:
+        """Name of the machine: that of the folder itself."""
+        return self.folder.resolve().name
+
+    @property
+    def estimand(self) -> str:
+        """What the intervals of this run speak of."""
+        return estimand(int(self.requests["process"].nunique()))
+
+    @cached_property
+    def headline(self) -> dict[str, pd.DataFrame]:
+        """Title -> rows of the headline pass, cells in their order."""
+        rows = self.requests[self.requests["pass"] == "headline"]
+        return {str(title): cell for title, cell in rows.groupby("title", sort=False)}
+
+    @cached_property
+    def timed(self) -> dict[str, dict[str, pd.DataFrame]]:
+        """Title -> arm -> the headline rows that speeds are taken from: those of full batches."""
+        return {
+            title: {str(arm): full_batches(own) for arm, own in cell.groupby("arm", sort=True)}
+            for title, cell in self.headline.items()
+        }
+
+    @cached_property
+    def notes(self) -> list[dict[str, Any]]:
+        """The notes of each run, parsed; empty where a run has none."""
+        texts = [] if self.runs.empty else self.runs["notes"]
+        return [json.loads(text) if isinstance(text, str) and text else {} for text in texts]
+
+    @cached_property
+    def experiments(self) -> list[dict[str, Any]]:
+        """The resolved experiment of each run, parsed; those that are alike once, the first first."""
+        texts = [] if self.runs.empty else self.runs["experiment"].drop_duplicates()
+        return [parsed for text in texts if isinstance(parsed := yaml.safe_load(text), dict)]
+
+
+def load(folder: Path) -> Results:
+    """Read a run folder.
+
+    Raises:
+        ResultsError: It holds no rows, or a part is unreadable or of another schema version.
+    """
+    store = Store(folder)
+    requests = store.read("requests", REQUEST_COLUMNS)
+    if requests.empty:
+        raise ResultsError(f"{folder}: no finished block in it. Start the run again; it goes on where it stopped.")
+    steps = store.read_step_sums(_SUMMED)
+    runs = store.read("runs") if (folder / "runs.parquet").exists() else pd.DataFrame()
+    requests = _with_titles(requests)
+    places = requests[["batch_id", "title", "arm"]].drop_duplicates("batch_id")
+    return Results(folder, requests, steps.merge(places, on="batch_id"), runs)
+
+
+def full_batches(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without a last partial batch, whose speed is another batch size's; with it if there is no other."""
+    codes, _ = pd.factorize(rows["batch_id"])
+    full = np.bincount(codes)[codes] == rows["batch_size"].to_numpy()
+    return rows if full.all() or not full.any() else rows[full]
+
+
+def missing_blocks(results: Results) -> int:
+    """Blocks that the plan has and the folder has not, as far as the rows and the run's notes tell."""
+    blocks = results.requests[["title", "process", "block", "repeat"]].drop_duplicates()
+    planned = max((int(notes.get("planned_blocks", 0)) for notes in results.notes), default=0)
+    sides = blocks.groupby("title")[["process", "block", "repeat"]].nunique().prod(axis=1)
+    return max(planned, int(sides.sum())) - len(blocks)
+
+
+def places_without(frame: pd.DataFrame, axis: str) -> pd.Series:
+    """The title of each row's cell without one axis: equal for cells that differ in nothing else.
+
+    Args:
+        frame: Rows with every column of `COMPARABLE`.
+        axis: ``batch_size`` or ``temperature``.
+    """
+    kept = [name for name in COMPARABLE if name != axis]
+    places = frame[kept].drop_duplicates()
+    shown = [name for name in _shown(frame) if name != axis]
+    titles = list(_joined(places, shown))
+    titles = titles if len(set(titles)) == len(titles) else _with_hashes(titles, places)
+    return frame[kept].merge(places.assign(place=titles), on=kept, how="left")["place"].set_axis(frame.index)
+
+
+def _with_titles(requests: pd.DataFrame) -> pd.DataFrame:
+    """Mark each row with the title of its cell, and order rows so that cells come in a sensible order."""
+    order = [*_ORDER, *(column for column in COMPARABLE if column not in _ORDER)]
+    cells = requests[["cell", *COMPARABLE]].drop_duplicates()
+    cells = cells.sort_values([*order, "cell"], kind="stable", ignore_index=True)
+    cells["title"] = _titles(cells)
+    cells["place"] = range(len(cells))
+    marked = requests.merge(cells, on=["cell", *COMPARABLE], how="left")
+    return marked.sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
+
+
+def _titles(cells: pd.DataFrame) -> list[str]:
+    """A short title per cell: what differs between cells, and always batch size and temperature."""
+    titles = list(_joined(cells, _shown(cells)))
+    if len(set(titles)) == len(titles):
+        return titles
+    titles = [f"{title} ({cell})" for title, cell in zip(titles, cells["cell"], strict=True)]
+    return titles if len(set(titles)) == len(titles) else _with_hashes(titles, cells)
+
+
+def _with_hashes(titles: list[str], cells: pd.DataFrame) -> list[str]:
+    """For the same cell with other prompts or weights, e.g. an experiment that was edited between two runs."""
+    hashes = zip(titles, cells["target_sha"], cells["prompts_sha"], strict=True)
+    return [f"{title} [weights {target[:6]}, prompts {prompts[:6]}]" for title, target, prompts in hashes]
+
+
+def _shown(cells: pd.DataFrame) -> list[str]:
+    return [name for name in _WORDS if name in {"batch_size", "temperature"} or len(cells[name].unique()) > 1]
+
+
+def _joined(cells: pd.DataFrame, shown: Iterable[str]) -> Iterator[str]:
+    for row in cells.to_dict("records"):
+        yield ", ".join(_WORDS[name].format(row[name]) for name in shown)

@@ -1,0 +1,176 @@
+"""The figures: tidy frames -> matplotlib, each with its title, its sentence on how to read it, and its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from specbench.report.metrics import Frames
+from specbench.report.plots import speed, steps
+from specbench.report.plots.look import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
+
+__all__ = ["FIGURES", "THEMES", "Drawing", "Look", "adaptive", "look", "look_of", "mark", "themed"]
+
+_HEADLINE = "requests.parquet, headline pass"
+_PHASE = "steps.parquet, phase pass"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of a report.
+
+    Attributes:
+        heading: What the page calls it.
+        title: What it shows; stands in the figure.
+        reading: How to read it; stands below it on the page.
+        rows: The stored rows that it is made of.
+        table: The file with its numbers, in ``tables/``.
+        sketch: Draws it; returns None where the data has no such axis.
+    """
+
+    heading: str
+    title: str
+    reading: str
+    rows: str
+    table: str
+    sketch: Callable[[Frames, Look], Sketch | None]
+
+    def draw(self, frames: Frames, style: Look, footer: str) -> Figure | None:
+        """The whole figure, or None where the data has no such axis. Call it within `themed`."""
+        sketch = self.sketch(frames, style)
+        return None if sketch is None else framed(sketch, self.title, f"{footer} Rows: {self.rows}.", style)
+
+
+def look_of(frames: Frames, theme: str = "light") -> Look:
+    """The look of all arms of a report."""
+    series = dict(zip(frames.summary["arm"], frames.summary["series"], strict=True))
+    return look([*series], theme, series)
+
+
+_INTERVAL = "Bars are 95 % intervals over batches of prompts; below four batches there is none. "
+_ALONG = "tables/along.csv"
+
+FIGURES: Mapping[str, Drawing] = {
+    "speedup": Drawing(
+        "Speed-up",
+        "Speed-up of each method over autoregressive decoding",
+        "Further right is faster; the line at 1 is the core's autoregressive arm, on the same prompts and in the same "
+        "blocks. Large marks are all batches together with their 95 % interval, small dots the single timed batches. "
+        "The band at 1 is the A/A noise floor: what the same work measured twice differs by. Hollow marks do not keep "
+        "the target's text. An interval needs four batches of prompts.",
+        _HEADLINE,
+        "tables/summary.csv",
+        speed.speedup,
+    ),
+    "batch_size": Drawing(
+        "Batch size",
+        "Full-batch throughput, speed-up and occupancy by batch size",
+        "Until its first row ends a batch is full: tokens per second and speed-up are taken there. Occupancy is the "
+        "share of slot-time in which a row still decoded; where it falls, rows end at other steps, and the whole batch "
+        "gains less than the full one. " + _INTERVAL,
+        _HEADLINE,
+        _ALONG,
+        partial(speed.along, speed.BATCH_SIZE),
+    ),
+    "category": Drawing(
+        "Category",
+        "Speed-up of each method by category of prompt",
+        "Each field is the speed-up as one request sees it, above its 95 % interval over batches; blue is faster than "
+        "autoregressive decoding, orange slower. A field without colour is not resolved: its interval holds 1, or "
+        "there are fewer than four batches, or it lies below the A/A noise floor.",
+        _HEADLINE,
+        _ALONG,
+        speed.by_category,
+    ),
+    "context_length": Drawing(
+        "Context length",
+        "Speed-up of each method by length of the prompt",
+        "Prompts are grouped by powers of two of their tokens; a point is the speed-up as one request of that group "
+        "sees it. " + _INTERVAL,
+        _HEADLINE,
+        _ALONG,
+        partial(speed.along, speed.CONTEXT),
+    ),
+    "gamma": Drawing(
+        "Gamma",
+        "Speed-up and tokens per step by gamma",
+        "Above: a longer draft pays until its forwards and the verification cost more than the tokens that it adds, so "
+        "the curve has one top. Below: tokens per step only grow, and level off as later positions are accepted less "
+        "often. " + _INTERVAL,
+        _HEADLINE,
+        _ALONG,
+        partial(speed.along, speed.GAMMA),
+    ),
+    "temperature": Drawing(
+        "Temperature",
+        "Speed-up and tokens per step by temperature",
+        "A flat line means that sampling costs the method nothing; tokens per step usually fall as the temperature "
+        "rises, for target and draft then agree less often. " + _INTERVAL,
+        _HEADLINE,
+        _ALONG,
+        partial(speed.along, speed.TEMPERATURE),
+    ),
+    "draft_latency": Drawing(
+        "Draft latency",
+        "Speed-up by draft latency",
+        "Where a curve crosses 1 lies the break-even draft latency. The acceptance is the same along a curve, since "
+        "only the time of the draft was raised; the first point of a curve without a bound is the draft's own time. "
+        + _INTERVAL,
+        _HEADLINE,
+        _ALONG,
+        partial(speed.along, speed.DRAFT_LATENCY),
+    ),
+    "tokens_against_efficiency": Drawing(
+        "Tokens per second against tokens per step",
+        "Decode tokens per second against block efficiency",
+        "Speed is block efficiency over step time, so each ray through the origin is one step time: an arm moves along "
+        "its ray when more is accepted, and to a steeper one when its step gets shorter. Large marks are all batches, "
+        "dots the single ones.",
+        _HEADLINE,
+        "tables/summary.csv",
+        speed.tokens_against_efficiency,
+    ),
+    "alpha_against_latency": Drawing(
+        "Acceptance against draft latency",
+        "What acceptance and draft latency would give: contours of the speed-up",
+        "Thin lines are equal speed-up by the closed form, with the verification and everything else of a step as "
+        "measured; the thick one is break-even, and in the shaded part drafting loses. An arm gains by moving up "
+        "(more accepted) or left (a faster draft). Alpha is the acceptance, equal at every position, that gives the "
+        "arm's tokens per step. Only chains of one gamma are shown.",
+        f"{_HEADLINE} and {_PHASE}",
+        "tables/costs.csv",
+        steps.alpha_against_latency,
+    ),
+    "step_time": Drawing(
+        "Where a step's time goes",
+        "Time of a decode step by phase",
+        "The longer a part, the more of a step it takes; at the right the step's wall time and the tokens that it "
+        "emits per row. Host is the wall time that no phase accounts for.",
+        _PHASE,
+        "tables/step_time.csv",
+        steps.step_time,
+    ),
+    "acceptance": Drawing(
+        "Acceptance by position",
+        "Acceptance by draft position: marginal above, conditional below",
+        "Above: how often a step keeps at least so many draft tokens, over all steps. Below: how often a position is "
+        "accepted once it was drafted and all before it were accepted; points that rest on fewer than "
+        f"{steps.MIN_REACHED} steps are left out.",
+        _HEADLINE,
+        "tables/acceptance.csv",
+        steps.acceptance,
+    ),
+    "accepted_lengths": Drawing(
+        "Accepted lengths",
+        "How many draft tokens a step keeps",
+        "Each bar is all steps of an arm, from those that kept nothing at the left. A step that keeps nothing still "
+        "emits the target's own token, and its whole draft was for nothing.",
+        _HEADLINE,
+        "tables/accepted_lengths.csv",
+        steps.accepted_lengths,
+    ),
+}
+"""File name -> figure, in the order of the page."""

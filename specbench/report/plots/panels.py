@@ -1,0 +1,134 @@
+"""Panels side by side, and what they share: labels, limits, the names of arms."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from specbench.report.plots.look import GREYS
+
+_ACROSS = 3
+
+
+def panels(
+    titles: Sequence[str | None], *, height: float, width: float, share: str, columns: int | None = None
+) -> tuple[Figure, dict[str, Axes]]:
+    """A grid of panels, one per title, none for None.
+
+    Args:
+        titles: Row by row.
+        height: Of one panel, inches.
+        width: Of one panel, inches.
+        share: ``y``, or ``both`` axes, or ``row``: y along each row, and x.
+        columns: Panels in a row; as many as look well where None.
+    """
+    columns = columns or across(len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(max(width * columns + 1.6, 5.6), (height + 0.35) * rows + 0.35))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if share == "row" else True, sharex=share != "y")
+    found = {}
+    for title, axes in zip_longest(titles, grid.flat):
+        if title is None:
+            axes.remove()
+            continue
+        found[title] = axes
+        axes.set_title(title)
+        if share != "y":
+            axes.label_outer(remove_inner_ticks=False)
+    return figure, found
+
+
+def across(count: int) -> int:
+    """How many panels stand in a row."""
+    return count if count <= _ACROSS else 2 if count == 4 else _ACROSS
+
+
+def stacked(titles: Sequence[str], kinds: Mapping[str, str], *, height: float, width: float) -> tuple[
+    Figure, dict[tuple[str, str], Axes]
+]:  # fmt: skip
+    """Panels by title and kind: the kinds of one title stand below one another, each with its own y axis.
+
+    Args:
+        titles: Of the panels.
+        kinds: Name of a kind -> the label of its y axis.
+        height: Of one panel, inches.
+        width: Of one panel, inches.
+    """
+    columns = across(len(titles))
+    names: list[str | None] = []
+    for start in range(0, len(titles), columns):
+        group = titles[start : start + columns]
+        for kind in kinds:
+            names += [*(f"{title}|{kind}" for title in group), *[None] * (columns - len(group))]
+    figure, flat = panels(names, height=height, width=width, share="row", columns=columns)
+    first = next(iter(kinds))
+    found = {}
+    for name, axes in flat.items():
+        title, kind = name.rsplit("|", 1)
+        axes.set_title(title if kind == first else "")
+        place = axes.get_subplotspec()
+        if place is not None and place.is_first_col():
+            axes.set_ylabel(kinds[kind])
+        found[title, kind] = axes
+    return figure, found
+
+
+def titles_of(frame: pd.DataFrame, column: str = "title") -> list[str]:
+    """The panels of a frame, in their order."""
+    return [str(title) for title in frame[column].unique()]
+
+
+def of_title(frame: pd.DataFrame, title: str) -> pd.DataFrame:
+    """The rows of one cell."""
+    return frame[frame["title"] == title]
+
+
+def ordered_arms(summary: pd.DataFrame) -> list[str]:
+    """Arms from fast to slow over all cells, the same in every panel and figure; the A/A pair last."""
+    logs = np.log(summary["speedup_core"].astype(float))
+    mean = logs.groupby(summary["arm"]).mean().fillna(-np.inf)
+    return sorted(map(str, mean.index), key=lambda arm: (arm in GREYS, -mean[arm], arm))
+
+
+def name_arms(found: Mapping[str, Axes], summary: pd.DataFrame, arms: Sequence[str]) -> None:
+    """Arm names at the left edge, wrapped, with what a reader must know of each."""
+    notes = {}
+    for arm, own in summary.groupby("arm"):
+        flags = [" (simulated)"] if own["simulated"].any() else []
+        flags += [" (lossy)"] if not own["lossless"].all() else []
+        notes[str(arm)] = "".join(flags)
+    labels = ["\n".join(textwrap.wrap(arm + notes.get(arm, ""), 30, break_on_hyphens=False)) for arm in arms]
+    for axes in found.values():
+        axes.set_yticks(range(len(arms)), labels)
+        axes.set_ylim(len(arms) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+
+
+def edge_labels(found: Sequence[Axes], x: str, y: str | None = None) -> None:
+    """Label the lowest panel of each column, and the first of each row."""
+    lowest: dict[int, Axes] = {}
+    for axes in found:
+        place = axes.get_subplotspec()
+        assert place is not None  # every panel comes from `panels`
+        lowest[place.colspan.start] = axes
+        if y and place.is_first_col():
+            axes.set_ylabel(y)
+    for axes in lowest.values():
+        axes.set_xlabel(x)
+        axes.tick_params(labelbottom=True)
+
+
+def share_x_limits(found: Sequence[Axes], *, include: float) -> None:
+    """One x range for all panels, so that their distances compare."""
+    lows, highs = zip(*(axes.dataLim.intervalx for axes in found), strict=True)
+    low, high = min(*lows, include), max(*highs, include)
+    margin = 0.05 * (high - low) or 0.05
+    for axes in found:
+        axes.set_xlim(low - margin, high + margin)
