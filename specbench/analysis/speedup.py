@@ -105,7 +105,8 @@ def request_speedups(
 def _paired_requests(baseline: pd.DataFrame, method: pd.DataFrame) -> pd.DataFrame:
     check_comparable(baseline, method)
     left, right = (_request_totals(rows) for rows in (baseline, method))
-    return _joined(left, right).assign(prompt_id=left["prompt_id"])
+    pairs = _joined(left, right)
+    return pairs.assign(prompt_id=left["prompt_id"].reindex(pairs.index))
 
 
 @of_frame
@@ -261,7 +262,7 @@ def _totals_by_process(pairs: pd.DataFrame) -> tuple[Totals, Totals]:
     shape = (len(blocks), len(processes))
     place = unit * len(processes) + process
     values = [
-        np.bincount(place, pairs[column].to_numpy(np.float64), minlength=shape[0] * shape[1]).reshape(shape)
+        np.bincount(place, pairs[column], minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
         for column in _TOTALS
     ]
     return Totals(values[0], values[1]), Totals(values[2], values[3])

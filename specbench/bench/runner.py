@@ -6,11 +6,9 @@ grid runs in one fresh process after the other: each has every arm in every bloc
 """
 
 import gc
-import json
-import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,18 +22,17 @@ from specbench import registry
 from specbench.analysis.speedup import fastest_path
 from specbench.analysis.stability import Caution, cautions
 from specbench.bench import machine, timing
-from specbench.bench.arms import Failure, LiveArm, Measured, MethodClass, Outcome, Pass, failure_of, live_arm
+from specbench.bench.arms import Failure, LiveArm, MethodClass, Outcome, Pass, failure_of, live_arm
 from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, ready
 from specbench.bench.conditions import Conditions, Observer
 from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.dry_run import dry_run
-from specbench.bench.lossless import NOT_APPLICABLE, Verdict, applies, compare
+from specbench.bench.history import OutOfMemory, close_stale_runs, failed_blocks, fastest_so_far, only_writer
+from specbench.bench.judge import Judge
 from specbench.bench.processes import run_apart
 from specbench.bench.progress import Reporter, reporter
 from specbench.bench.rows import Place, request_rows, step_rows
 from specbench.config import MeasureSettings
-from specbench.decode.loop import sampler_for
-from specbench.decode.target import CachedModel
 from specbench.errors import ConfigError, ResultsError
 from specbench.grid import AUTOREGRESSIVE, Arm, Plan
 from specbench.models.loader import LoadedModel, ModelPool, Placement
@@ -146,9 +143,9 @@ def run(
     )  # fmt: skip
     folder = _folder(plan, cells, results)
     console = console or Console()
-    with _only_writer(folder):
+    with only_writer(folder):
         store = Store(folder)
-        _close_stale_runs(store)
+        close_stale_runs(store)
         runs = [_Run(plan.measure, cells, request, store, process) for process in range(plan.measure.processes)]
         blocks, kept = (sum(getattr(own, name) for own in runs) for name in ("blocks", "kept"))
         with reporter(console, blocks, kept) as progress:
@@ -205,7 +202,7 @@ class _Run:
         self.measure, self.cells, self.request, self.store, self.process = measure, cells, request, store, process
         self.run_id = f"{timing.utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
         self.work = {cell.name: self._units(cell) for cell in cells}
-        to_retry = _failed_blocks(store) if request.retry_failed else set()
+        to_retry = failed_blocks(store) if request.retry_failed else set()
         self.todo = {
             cell.name: [
                 (block, repeat)
@@ -219,8 +216,8 @@ class _Run:
         self.notes = _Notes(planned_blocks, request.rehearse, list(self.work))
         for cell in cells:
             self.notes.prompts_skipped |= cell.prompts.skipped
-        self.out_of_memory = _OutOfMemory(None if request.retry_failed else store)
-        self.decided = _fastest_so_far(store)
+        self.out_of_memory = OutOfMemory(None if request.retry_failed else store)
+        self.decided = fastest_so_far(store)
         self.pools: dict[Placement, ModelPool] = {}
 
     def _units(self, cell: ReadyCell) -> list[tuple[Block, int]]:
@@ -375,7 +372,7 @@ class _Run:
                 if isinstance(outcome, Failure):
                     self._after_failure(cell, arm, outcome)
         model = None if isinstance(target, Failure) else target.model
-        judge = _Judge(cell, model, outcomes["headline", AUTOREGRESSIVE])
+        judge = Judge(cell, model, outcomes["headline", AUTOREGRESSIVE])
         attention = cell.cell.machine.attention if isinstance(target, Failure) else target.attention
         requests, steps = [], []
         for which in passes:
@@ -484,123 +481,7 @@ class _Run:
         }
 
 
-class _OutOfMemory:
-    """The smallest batch size at which each arm ran out of memory; larger ones need not be tried."""
-
-    def __init__(self, store: Store | None) -> None:
-        """From earlier blocks of the store; knowing nothing where that is None."""
-        self._least: dict[tuple[Any, ...], int] = {}
-        columns = ["target", "dtype", "method", "options", "batch_size"]
-        rows = _with_status(store, ["oom"], columns) if store else None
-        for *key, size in () if rows is None else rows.itertuples(index=False):
-            self._note(tuple(key), int(size))
-
-    def note(self, cell: ReadyCell, arm: Arm) -> None:
-        """Remember it."""
-        self._note(_memory_key(cell, arm), cell.cell.decode.batch_size)
-
-    def _note(self, key: tuple[Any, ...], size: int) -> None:
-        self._least[key] = min(size, self._least.get(key, size))
-
-    def skip(self, cell: ReadyCell, arm: Arm) -> Failure | None:
-        """Why the arm is not tried in this cell, if it is not."""
-        size = self._least.get(_memory_key(cell, arm))
-        if size is None or cell.cell.decode.batch_size <= size:
-            return None
-        return Failure("skipped", f"it ran out of memory at batch size {size}")
-
-
-def _fastest_so_far(store: Store) -> dict[str, str]:
-    """What earlier runs decided on: cell to its fastest autoregressive arm, the first decision first."""
-    if not (store.folder / "runs.parquet").exists():
-        return {}
-    decided: dict[str, str] = {}
-    for run in store.read("runs").sort_values("started_at")["notes"].dropna():
-        decided = json.loads(run).get("fastest_autoregressive", {}) | decided
-    return decided
-
-
-def _with_status(store: Store, statuses: Sequence[str], columns: list[str]) -> pd.DataFrame:
-    """What requests of these statuses have in some columns, each once."""
-    if not (store.folder / "requests.parquet").exists():
-        return pd.DataFrame(columns=columns)
-    rows = store.read("requests", [*columns, "status"])
-    return rows[rows["status"].isin(statuses)][columns].drop_duplicates()
-
-
-def _failed_blocks(store: Store) -> set[tuple[str, int, int, int]]:
-    """Cell, process, block and repeat of every block in which an arm failed that might do so no more."""
-    columns = ["cell", "process", "block", "repeat"]
-    failed = _with_status(store, ["oom", "timeout", "error", "skipped"], columns)
-    return {(str(cell), int(process), int(block), int(repeat)) for cell, process, block, repeat in failed.to_numpy()}
-
-
-def _close_stale_runs(store: Store) -> None:
-    """A run that still says ``running`` was killed: nobody else writes here now."""
-    if not (store.folder / "runs.parquet").exists():
-        return
-    for old in store.read("runs").to_dict("records"):
-        if old["status"] == "running":
-            store.write_run({**old, "status": "interrupted"})
-
-
-def _memory_key(cell: ReadyCell, arm: Arm) -> tuple[Any, ...]:
-    return cell.cell.target.name, cell.where.dtype_name, arm.method, machine.as_json(arm.options)
-
-
-class _Judge:
-    """Compares texts with those of the autoregressive arm of the same block and repeat."""
-
-    def __init__(self, cell: ReadyCell, target: CachedModel | None, reference: Outcome) -> None:
-        self._cell, self._target, self._reference = cell, target, reference
-        self._applies = applies(cell.decoding.rule, cell.decoding.temperature)
-
-    def verdicts(self, place: Place, outcome: Outcome) -> list[Verdict]:
-        """One a row; not applicable to the reference itself, and where it has failed."""
-        rows = len(place.block.prompts)
-        if self._target is None or isinstance(outcome, Failure) or not isinstance(self._reference, Measured):
-            return [NOT_APPLICABLE] * rows
-        promised = self._applies and applies(place.rule, self._cell.decoding.temperature)
-        if not promised or outcome is self._reference:
-            return [NOT_APPLICABLE] * rows
-        return [
-            compare(
-                self._target,
-                prompt.ids,
-                self._reference.trace.rows[row].output_ids,
-                outcome.trace.rows[row].output_ids,
-                sampler_for(self._target, [prompt.key], [len(prompt.ids)], self._cell.decoding),
-            )
-            for row, prompt in enumerate(place.block.prompts)
-        ]
-
-
 def _release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _only_writer(folder: Path) -> AbstractContextManager[None]:
-    """Keep a second run away from the folder; the lock dies with the process that holds it."""
-    return _locked(folder) if os.name == "posix" else nullcontext()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ResultsError(f"{folder}: cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(f"{folder}: another run is writing to it") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)

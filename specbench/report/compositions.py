@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -16,13 +18,16 @@ _NEVER = "never"
 
 def compositions(results: Results) -> list[Composition]:
     """One a cell and arm that has phase times; empty where phases were not timed."""
-    found = []
-    for _, cell in summary(results).groupby("title", sort=False):
-        rows = cell.to_dict("records")
-        baseline = next((row for row in rows if row["arm"] == BASELINE), None)
-        for row in rows if baseline else ():
-            if baseline and row["arm"] not in {BASELINE, TWIN}:
-                found.append(compose(row, baseline, None if pd.isna(row["gamma"]) else int(row["gamma"])))
+    cells = summary(results).groupby("title", sort=False)
+    return [entry for _, cell in cells for entry in _of_cell(cell.to_dict("records"))]
+
+
+def _of_cell(rows: list[dict[Any, Any]]) -> list[Composition]:
+    baseline = next((row for row in rows if row["arm"] == BASELINE), None)
+    if baseline is None:
+        return []
+    others = [row for row in rows if row["arm"] not in {BASELINE, TWIN}]
+    found = [compose(row, baseline, None if pd.isna(row["gamma"]) else int(row["gamma"])) for row in others]
     return [entry for entry in found if entry is not None]
 
 

@@ -1,10 +1,23 @@
 """specbench.report.plots"""
 
+import colorsys
 import dataclasses
+import io
+import itertools
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
+from specbench.analysis.closed_forms import expected_tokens
 from specbench.report import plots
+from specbench.report.metrics import frames, load
+from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
+
+# What a full lack of one cone does to linear RGB: Vienot, Brettel & Mollon (1999).
+DEUTERANOPIA = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
+PROTANOPIA = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])
 
 
 def test_an_arm_has_its_colour_whatever_the_order_and_the_autoregressive_ones_are_grey():
@@ -16,38 +29,119 @@ def test_an_arm_has_its_colour_whatever_the_order_and_the_autoregressive_ones_ar
     assert len(set(look.colours.values())) == 5
 
 
-def test_ten_arms_have_ten_colours_and_beyond_that_markers_tell_them_apart():
-    look = plots.look([f"arm {index:02}" for index in range(24)])
-    pairs = {(look.colours[arm], look.markers[arm]) for arm in look.colours if arm.startswith("arm")}
-    assert len({look.colours[f"arm {index:02}"] for index in range(10)}) == 10
-    assert len(pairs) == 24
+def test_twelve_arms_differ_in_colour_or_marker_and_so_do_twice_as_many():
+    for count in (12, 24):
+        look = plots.look([f"arm {index:02}" for index in range(count)])
+        assert len({(look.colours[arm], look.markers[arm]) for arm in look.colours if arm.startswith("arm")}) == count
 
 
-@pytest.mark.parametrize("theme", plots.THEMES)
+def test_arms_of_one_sweep_are_shades_of_one_hue_from_dark_to_light():
+    series = {f"draft gamma={gamma}": "draft" for gamma in (16, 2, 4)} | {"other": "other"}
+    look = plots.look([*series], series=series)
+    shades = [colorsys.rgb_to_hls(*to_rgb(look.colours[f"draft gamma={gamma}"])) for gamma in (2, 4, 16)]
+    assert [shade[0] for shade in shades] == pytest.approx([shades[0][0]] * 3, abs=0.02)
+    assert [shade[1] for shade in shades] == sorted(shade[1] for shade in shades)
+    assert abs(colorsys.rgb_to_hls(*to_rgb(look.colours["other"]))[0] - shades[0][0]) > 0.1
+
+
+def test_the_hues_stay_apart_for_people_with_colour_blindness():
+    look = plots.look([f"arm {index}" for index in range(7)])
+    for confuse in (DEUTERANOPIA, PROTANOPIA):
+        seen = [np.clip(confuse @ np.array(to_rgb(look.colours[f"arm {index}"])), 0, 1) for index in range(7)]
+        nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2))
+        assert nearest > 0.1
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    """Every axis at once, with twelve arms beside the A/A pair."""
+    sweep = [
+        Arm(f"draft_model draft=pico-{draft} gamma={gamma} latency=measured", alpha=0.7, gamma=gamma, draft_s=cost)
+        for draft, cost in (("wide", 0.001), ("deep", 0.003))
+        for gamma in (1, 2, 4, 8)
+    ]
+    others = [
+        Arm("draft_model draft=pico-wide gamma=4 latency=5ms", alpha=0.7, gamma=4, draft_s=0.005, latency_ms=5.0),
+        Arm("prompt_lookup", "prompt_lookup", alpha=0.5, gamma=8, drafted_chance=0.4),
+        Arm("transformers-generate", "transformers-generate", verify_s=0.011),
+        Arm("broken", alpha=0.5, gamma=2, status="oom"),
+    ]
+    plan = Plan(
+        (AUTOREGRESSIVE, TWIN, *sweep, *others), (1, 4), (0.0, 0.8), prompts=8, repeats=1, max_new_tokens=24,
+        categories=("code", "long_prose"), prompt_tokens=(100, 300),
+    )  # fmt: skip
+    return frames(load(write_results(tmp_path_factory.mktemp("twelve"), plan)))
+
+
+def drawn(name, found):
+    with plots.themed("light"):
+        return plots.FIGURES[name].draw(found, plots.look_of(found), "target pico; float32 on a CPU.")
+
+
 @pytest.mark.parametrize("name", plots.FIGURES)
-def test_each_figure_draws_and_no_text_runs_out_of_it(odd_frames, name, theme):
-    arms = list(odd_frames.summary["arm"].unique())
-    with plots.themed(theme):
-        figure = plots.FIGURES[name](odd_frames, plots.look(arms, theme))
-        figure.draw_without_rendering()
+def test_each_figure_draws_twelve_arms_and_no_text_runs_out_or_overlaps(twelve, name):
+    figure = drawn(name, twelve)
+    with plots.themed("light"):
         box = figure.get_tightbbox()
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+        boxes = [(text.get_text(), text.get_window_extent().shrunk(0.9, 0.8)) for text in texts]
     width, height = figure.get_size_inches()
     assert (box.x0, box.y0) >= (-0.02, -0.02)
     assert box.x1 <= width + 0.02
     assert box.y1 <= height + 0.02
+    inside = [(text, box) for text, box in boxes if box.width > 0 and figure.bbox.overlaps(box)]
+    clashes = [(a, b) for (a, one), (b, two) in itertools.combinations(inside, 2) if a != b and one.overlaps(two)]
+    assert clashes == []
 
 
 @pytest.mark.parametrize("name", plots.FIGURES)
-def test_a_figure_without_data_says_so_instead_of_failing(odd_frames, name):
+def test_each_figure_says_what_it_shows_on_what_and_from_which_rows(twelve, name):
+    drawing, texts = plots.FIGURES[name], [text.get_text() for text in drawn(name, twelve).texts]
+    joined = " ".join(texts).replace("\n", " ")
+    assert drawing.title in joined
+    assert f"float32 on a CPU. Rows: {drawing.rows}." in joined
+    axes = drawn(name, twelve).axes
+    assert name == "category" or any(panel.get_xlabel() for panel in axes)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "category", "context_length", "gamma", "temperature", "draft_latency"])
+def test_a_figure_over_an_axis_needs_two_values_of_it(twelve, name):
+    empty = dataclasses.replace(twelve, along=twelve.along.head(0))
+    assert drawn(name, twelve) is not None
+    assert drawn(name, empty) is None
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_a_figure_without_data_is_not_drawn_and_does_not_fail(odd_frames, name):
     empty = {field.name: getattr(odd_frames, field.name).head(0) for field in dataclasses.fields(odd_frames)}
-    with plots.themed("light"):
-        figure = plots.FIGURES[name](type(odd_frames)(**empty), plots.look([]))
-    assert figure.texts[0].get_text().endswith(".")
+    assert drawn(name, type(odd_frames)(**empty)) is None
 
 
 def test_a_failed_arm_is_named_in_its_panel_and_has_no_mark_at_zero(odd_frames):
-    with plots.themed("light"):
-        figure = plots.speedup(odd_frames, plots.look(list(odd_frames.summary["arm"].unique())))
+    figure = drawn("speedup", odd_frames)
     second = figure.axes[1]
     assert "oom 18" in [text.get_text() for text in second.texts]
     assert second.get_xlim()[0] > 0.3
+
+
+def test_a_measured_arm_lies_on_the_contour_of_its_own_speed_up(twelve):
+    row = twelve.costs[(twelve.costs["title"] == "batch 1, T = 0") & (twelve.costs["gamma"] == 4)].iloc[0]
+    tokens = expected_tokens(row["alpha"], 4)
+    step_ms = 4 * row["draft_ms_per_token"] + row["rest_ms"]
+    assert tokens * row["autoregressive_ms"] / step_ms == pytest.approx(row["composed_speedup"], rel=1e-6)
+    summary = twelve.summary[(twelve.summary["title"] == row["title"]) & (twelve.summary["arm"] == row["arm"])]
+    # At batch size 1 steps over tokens are the whole of decode time.
+    assert row["composed_speedup"] == pytest.approx(summary["speedup_core"].iloc[0], rel=1e-6)
+
+
+def test_a_figure_turns_dark_by_itself_and_an_arm_keeps_its_colour(odd_frames):
+    sink = io.BytesIO()
+    figure = drawn("speedup", odd_frames)
+    figure.savefig(sink, format="svg")
+    light, adaptive = sink.getvalue(), plots.adaptive(sink.getvalue())
+    ink = plots.look([]).ink.encode()
+    assert ink in light
+    assert adaptive.count(ink) == 1  # where the variable is defined
+    assert b"prefers-color-scheme:dark" in adaptive
+    arm = plots.look_of(odd_frames).colours["fast"].lower().encode()
+    assert light.count(arm) == adaptive.count(arm) > 0

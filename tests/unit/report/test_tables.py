@@ -71,3 +71,17 @@ def test_html_escapes_what_users_may_write(odd_frames):
     summary = odd_frames.summary.head(1).assign(arm="<script>")
     assert "<script>" not in tables.as_html(summary)
     assert "&lt;script&gt;" in tables.as_html(summary)
+
+
+def test_any_frame_makes_a_sortable_table_whose_headings_can_be_reached_by_key(odd_frames):
+    text = tables.plain_html(odd_frames.lengths)
+    assert text.count("<button>") == len(odd_frames.lengths.columns)
+    assert text.count("<tr") == len(odd_frames.lengths) + 1
+    assert 'data-key="fast"' in text
+
+
+def test_an_arm_has_its_mark_in_every_table(odd_frames):
+    marks = {"fast": "<i>mark</i>"}
+    for text in (tables.as_html(odd_frames.summary, marks=marks), tables.plain_html(odd_frames.costs, marks)):
+        assert "<i>mark</i>fast" in text
+        assert "<i>mark</i>lossy" not in text
