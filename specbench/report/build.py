@@ -52,16 +52,17 @@ def build_report(folder: Path, console: Console) -> list[Report]:
 def _report(folder: Path, console: Console) -> Report:
     results = load(folder)
     frames = frames_of(results)
-    _print_summary(results, frames, console)
+    cautions = warnings(results, frames)
+    _print_summary(results, frames, cautions, console)
     _write_tables(frames, folder / "tables")
     images = _write_figures(results, frames, folder / "figures")
     path = folder / "report.html"
-    path.write_text(page(results, frames, images), encoding="utf-8")
+    path.write_text(page(results, frames, images, cautions), encoding="utf-8")
     console.print(f"Report: {path}", soft_wrap=True, markup=False, highlight=False)
     return Report(results, frames, path)
 
 
-def _print_summary(results: Results, frames: Frames, console: Console) -> None:
+def _print_summary(results: Results, frames: Frames, cautions: list[str], console: Console) -> None:
     console.print(f"\n{results.experiment} on {results.machine}", style="bold", markup=False, highlight=False)
     for table, (_, sentences) in zip(
         tables.terminal(frames.summary, console.width), findings(results, frames), strict=True
@@ -69,7 +70,7 @@ def _print_summary(results: Results, frames: Frames, console: Console) -> None:
         console.print()
         console.print(table)
         console.print(" ".join(sentences), markup=False, highlight=False)
-    for sentence in warnings(results, frames):
+    for sentence in cautions:
         console.print(f"! {sentence}", style="yellow", markup=False, highlight=False)
 
 

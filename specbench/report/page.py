@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from specbench.report.cautions import warnings
 from specbench.report.cells import Results
 from specbench.report.findings import Answer, answers, findings
 from specbench.report.metrics import LOOPING, Frames
@@ -31,7 +30,7 @@ _NUMBERS_BELOW = {
 }  # fmt: skip
 
 
-def page(results: Results, frames: Frames, images: Images) -> str:
+def page(results: Results, frames: Frames, images: Images, warnings: Sequence[str]) -> str:
     """The whole report; `images` are embedded, so the file stands alone."""
     title = html.escape(f"{results.experiment} on {results.machine}")
     style = look_of(frames)
@@ -41,7 +40,7 @@ def page(results: Results, frames: Frames, images: Images) -> str:
         f'<p class="facts">{html.escape(facts(results))}</p>',
         _contents(images, frames),
         *_summary(answers(results, frames)),
-        _warning_box(warnings(results, frames)),
+        _warning_box(warnings),
         '<h2 id="numbers">Numbers</h2>',
         '<p class="note">Press a heading to sort; hold the pointer on it for its meaning. '
         "Speeds are of the headline pass. Full precision is in tables/summary.csv.</p>",
@@ -107,7 +106,7 @@ def _summary(found: list[Answer]) -> Iterator[str]:
     yield "</section>"
 
 
-def _warning_box(sentences: list[str]) -> str:
+def _warning_box(sentences: Sequence[str]) -> str:
     if not sentences:
         return ""
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)

@@ -167,11 +167,16 @@ def train(
     before_s = points[-1].elapsed_s if points else 0.0
     started_s = time.monotonic()
     for step in range(first, schedule.steps):
-        batch = windows.batch(step).to(device)
+        cycle, place = schedule.at(step)
+        if teacher is not None and cycle.own_batches:
+            index = place % cycle.own_batches
+            name, batch = f"own-{index:06d}", teacher.own_text(windows, index).to(device)
+        else:
+            name, batch = f"{step:06d}", windows.batch(step).to(device)
+        weight = cycle.teacher_weight
+        beliefs = teacher.beliefs(name, batch[:, :-1], autocast) if teacher is not None and weight else None
         with autocast:
             logits = model(batch[:, :-1], use_cache=False).logits
-        weight = schedule.at(step)[0].teacher_weight
-        beliefs = teacher.beliefs(f"{step:06d}", batch[:, :-1], autocast) if teacher is not None and weight else None
         loss = token_loss(logits, batch[:, 1:], beliefs, weight)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)

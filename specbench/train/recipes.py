@@ -47,13 +47,15 @@ class Cycle:
 
     ``peak`` is a share of the schedule's peak rates; ``decay_share`` is the share of the steps that the fall takes.
     With a teacher the loss per token is ``(1 - w) * cross-entropy + w * KL(teacher || model)``, where w is
-    ``teacher_weight``; a cycle of weight 0 asks no teacher.
+    ``teacher_weight``; a cycle of weight 0 asks no teacher. ``own_batches`` is how many different batches of text the
+    teacher writes for the cycle, to be gone through again and again; with 0 the cycle learns from the training text.
     """
 
     steps: int
     peak: float = 1.0
     decay_share: float = 0.6
     teacher_weight: float = 0.0
+    own_batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Schedule:
 
     def without_teacher(self) -> "Schedule":
         """The same schedule, learning from the text alone."""
-        return replace(self, cycles=tuple(replace(cycle, teacher_weight=0.0) for cycle in self.cycles))
+        return replace(self, cycles=tuple(replace(cycle, teacher_weight=0.0, own_batches=0) for cycle in self.cycles))
 
     def at(self, step: int) -> tuple[Cycle, int]:
         """The cycle that step ``step`` (from 0) belongs to, and the step's place in it."""

@@ -1,4 +1,4 @@
-"""What a teacher thinks of the training text: computed once a batch, kept on disk, shared by all its pupils."""
+"""What a teacher thinks of a text, and texts of its own: made once a batch, kept on disk, shared by all its pupils."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specbench.train.data import Windows
+
+PROMPT_SHARE = 0.25
+"""Of a window that the teacher continues, the share that stays the training text."""
+GROUP = 4
+"""Batches that are written together: one token costs a few rows nearly as much as many."""
+TEMPERATURES = (0.4, 0.8)
+"""Groups are written at these in turn: as a greedy reader and a sampling one will meet the teacher's text."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Teacher:
         k: Tokens kept for each position.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, *, k: int = 32) -> None:
+    def __init__(self, model: PreTrainedModel, folder: Path, *, k: int = 32) -> None:
         self._model = model.eval().requires_grad_(requires_grad=False)
         self._folder = folder
         self._k = k
@@ -47,13 +57,53 @@ class Teacher:
             with torch.no_grad(), autocast:
                 logits = self._model(inputs, use_cache=False).logits
             top = logits.float().softmax(-1).topk(self._k, dim=-1)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # Several trainings may share the folder: each writes under a name of its own, then moves it.
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"ids": top.indices.int().cpu(), "probs": top.values.half().cpu()}, temporary)
-            temporary.replace(path)
+            _keep(path, {"ids": top.indices.int().cpu(), "probs": top.values.half().cpu()})
         kept = load_file(path, device=str(inputs.device))
         return Beliefs(kept["ids"].long(), kept["probs"].float())
+
+    def own_text(self, windows: Windows, index: int) -> Tensor:
+        """Batch ``index`` of windows that the teacher has gone on with after their first quarter, (batch, length + 1).
+
+        A draft meets the target's own text when it is used, not the training text: on that it should agree
+        (Zhou et al. 2023, DistillSpec, arXiv:2310.08461).
+        """
+        path = self._own_path(index)
+        if not path.exists():
+            first = index // GROUP * GROUP
+            group = torch.cat([windows.batch(number) for number in range(first, first + GROUP)])
+            text = self._continued(group, seed=first, temperature=TEMPERATURES[first // GROUP % len(TEMPERATURES)])
+            for number, batch in enumerate(text.split(windows.batch_size), start=first):
+                _keep(self._own_path(number), {"ids": batch.int().cpu().contiguous()})
+        return load_file(path)["ids"].long()
+
+    def _own_path(self, index: int) -> Path:
+        return self._folder / f"own-{index:06d}.safetensors"
+
+    @torch.no_grad()
+    def _continued(self, windows: Tensor, *, seed: int, temperature: float) -> Tensor:
+        prompts = windows[:, : int(windows.shape[1] * PROMPT_SHARE)].to(self._model.device)
+        new = windows.shape[1] - prompts.shape[1]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            text: Tensor = self._model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=True,
+                temperature=temperature,
+                top_k=0,
+                max_new_tokens=new,
+                min_new_tokens=new,  # every row fills its window
+                cache_implementation="static",
+            )
+        return text
+
+
+def _keep(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file in one move; trainings that share the folder each write under a name of their own first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(tensors, temporary)
+    temporary.replace(path)
 
 
 def divergence(log_probs: Tensor, beliefs: Beliefs) -> Tensor:

@@ -251,6 +251,7 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
         ("baselines", "3 cells, 21 trials"),
         ("quickstart", "2 cells, 10 trials"),
         ("draft_depth", "1 cell, 10 trials"),
+        ("family", "2 cells, 36 trials"),
         ("vicuna_grid", "12 cells, 120 trials"),
     ],
 )
@@ -260,4 +261,4 @@ def test_every_experiment_of_the_repository_is_right(name, counts):
 
 def test_no_experiment_of_the_repository_is_left_out_above():
     names = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
-    assert names == ["baselines", "draft_depth", "quickstart", "vicuna_grid"]
+    assert names == ["baselines", "draft_depth", "family", "quickstart", "vicuna_grid"]

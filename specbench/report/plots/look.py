@@ -166,8 +166,9 @@ def framed(sketch: Sketch, title: str, footer: str, style: Look) -> Figure:
     figure.text(0.1 / width, 0.07 / total, "\n".join(below), va="bottom", fontsize=7, color=style.quiet)
     engine: Any = figure.get_layout_engine()
     engine.set(rect=(0, (foot_in + legend_in) / total, 1, height / total))
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it is settled; each file would settle it again
+    engine.execute(figure)
+    with mpl.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # it is settled; each file would settle it again, and draw twice for that
     return figure
 
 

@@ -29,6 +29,7 @@ from specbench.report.plots.panels import (
 from specbench.report.resolution import NOT_RESOLVED, RESOLVED
 from specbench.report.tables import TIMES
 
+_MOST_TICKS = 8
 _SPEEDUP = f"speed-up over\nautoregressive ({TIMES})"
 
 
@@ -99,13 +100,13 @@ class Axis:
         name: As in the column ``axis``.
         x: Label of the x axis.
         kinds: Column -> label of its y axis; one panel below the other.
-        scale: ``log`` to base 2, ``linear``, or ``steps``: one after the other, at equal distance.
+        scale: ``values`` with a tick at each, the same ``log`` to base 2, or ``real`` numbers with round ticks.
     """
 
     name: str
     x: str
     kinds: dict[str, str]
-    scale: str = "linear"
+    scale: str = "values"
 
 
 _TAU = "tokens per step"
@@ -121,8 +122,8 @@ BATCH_SIZE = Axis(
 )
 TEMPERATURE = Axis("temperature", "temperature", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
 GAMMA = Axis("gamma", "gamma (draft tokens per step)", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
-DRAFT_LATENCY = Axis("draft_latency_ms", "draft latency (ms per draft forward)", {"speedup": _SPEEDUP})
-CONTEXT = Axis("prompt_tokens", "context length (tokens of the prompt)", {"speedup": _SPEEDUP}, "steps")
+DRAFT_LATENCY = Axis("draft_latency_ms", "draft latency (ms per draft forward)", {"speedup": _SPEEDUP}, "real")
+CONTEXT = Axis("prompt_tokens", "context length (tokens of the prompt)", {"speedup": _SPEEDUP})
 
 
 def along(axis: Axis, frames: Frames, style: Look) -> Sketch | None:
@@ -173,7 +174,7 @@ def _ticks(axes: Axes, points: pd.DataFrame, scale: str) -> None:
     ticks = points.drop_duplicates("x").sort_values("x")
     if scale == "log":
         axes.set_xscale("log", base=2)
-    if len(ticks) <= 8:
+    if scale != "real" and len(ticks) <= _MOST_TICKS:
         axes.xaxis.set_major_locator(FixedLocator([*ticks["x"]]))
         axes.set_xticks(ticks["x"], ticks["label"])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -189,15 +190,20 @@ def by_category(frames: Frames, style: Look) -> Sketch | None:
         return None
     arms = [arm for arm in ordered_arms(frames.summary) if arm in set(points["arm"])]
     labels = titles_of(points.sort_values("label"), "label")
+    words = [label.replace("_", " ").split() for label in labels]
+    column = max(0.72, 0.085 * max(len(word) for label in words for word in label))
     figure, found = panels(
-        titles_of(points, "panel"), height=0.42 * len(arms) + 0.75, width=0.72 * len(labels) + 0.2, share="y",
+        titles_of(points, "panel"),
+        height=0.42 * len(arms) + 0.75,
+        width=column * len(labels) + 0.2,
+        share="y",
         columns=1 if len(labels) > 4 else None,
-    )  # fmt: skip
+    )
     furthest = max(0.05, float(np.abs(np.log(points["speedup"].astype(float))).max()))
     for panel, axes in found.items():
         axes.grid(visible=False)
         axes.set_xlim(-0.5, len(labels) - 0.5)
-        axes.set_xticks(range(len(labels)), [label.replace("_", " ").replace(" ", "\n") for label in labels])
+        axes.set_xticks(range(len(labels)), ["\n".join(label) for label in words])
         for row in points[points["panel"] == panel].to_dict("records"):
             _tile(axes, row, (labels.index(row["label"]), arms.index(row["arm"])), (furthest, style))
         axes.spines[["left", "bottom"]].set_visible(False)

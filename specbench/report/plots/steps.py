@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib as mpl
@@ -42,7 +43,7 @@ _ACCEPTANCE = {
 _MOST_LENGTHS = 9
 """Accepted lengths that are told apart; longer ones count as the last."""
 
-_MOST_MAPS = 12
+_MOST_MAPS = 6
 """Panels of `alpha_against_latency`; those with most arms are kept."""
 
 _LEVELS = (0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
@@ -128,7 +129,7 @@ def alpha_against_latency(frames: Frames, style: Look) -> Sketch | None:
     costs = frames.costs[frames.costs["alpha"].notna()]
     if costs.empty:
         return None
-    groups = {(str(title), int(gamma)): own for (title, gamma), own in costs.groupby(["title", "gamma"], sort=False)}
+    groups = {(title, int(gamma)): own for title in titles_of(frames.costs) for gamma, own in _by_gamma(costs, title)}
     kept = sorted(groups, key=lambda key: -len(groups[key]))[:_MOST_MAPS]
     titles = {f"{title}, gamma {gamma}": (title, gamma) for title, gamma in groups if (title, gamma) in kept}
     figure, found = panels([*titles], height=2.6, width=3.3, share="both")
@@ -143,6 +144,10 @@ def alpha_against_latency(frames: Frames, style: Look) -> Sketch | None:
     edge_labels([*found.values()], "draft latency (ms per draft token)", "alpha (acceptance of a draft token)")
     arms = [style.handle(arm) for arm in ordered_arms(frames.summary) if arm in set(costs["arm"])]
     return Sketch(figure, [*arms, Line2D([], [], color=style.ink, linewidth=2, label="break-even")])
+
+
+def _by_gamma(costs: pd.DataFrame, title: str) -> Iterator[tuple[float, pd.DataFrame]]:
+    yield from of_title(costs, title).groupby("gamma", sort=True)
 
 
 def _contours(axes: Axes, arms: pd.DataFrame, gamma: int, shown: tuple[float, Look]) -> None:

@@ -1,6 +1,5 @@
 """specbench.report.cautions"""
 
-import pandas as pd
 import pytest
 
 from specbench.report.cautions import warnings
@@ -30,7 +29,10 @@ def test_what_spoils_the_numbers_is_named(odd_results, odd_frames):
 def test_several_arms_of_one_fault_are_named_in_one_sentence(tmp_path):
     arms = [Arm(f"arm {index}", status="unsupported") for index in range(2)]
     sentences = cautions(tmp_path, *arms)
-    assert any(s.startswith("arm 0 and arm 1 (batch 1, T = 0): 8 of 8 requests have no numbers (unsupported)") for s in sentences)
+    assert any(
+        s.startswith("arm 0 and arm 1 (batch 1, T = 0): 8 of 8 requests have no numbers (unsupported)")
+        for s in sentences
+    )
 
 
 def test_single_texts_that_loop_are_counted_even_where_the_mean_is_low(odd_results, odd_frames, tmp_path):
@@ -66,11 +68,13 @@ def test_a_static_batch_that_runs_half_empty_is_flagged(tmp_path):
     assert occupancy < 0.8
 
 
-def test_more_than_one_process_is_not_called_one(odd_results, odd_frames):
-    several = type(odd_results)(
-        odd_results.folder, odd_results.requests.assign(process=range(len(odd_results.requests))), pd.DataFrame(), odd_results.runs
-    )
-    assert not any("one process" in sentence for sentence in warnings(several, odd_frames))
+def test_more_than_one_process_is_not_called_one(tmp_path):
+    plan = Plan((AUTOREGRESSIVE, TWIN), (1,), prompts=1, repeats=2, max_new_tokens=4)
+    results = load(write_results(tmp_path, plan))
+    found = frames(results)
+    assert any("one process" in sentence for sentence in warnings(results, found))
+    results.requests["process"] = results.requests["repeat"]
+    assert not any("one process" in sentence for sentence in warnings(results, found))
 
 
 @pytest.mark.parametrize(("dirty", "said"), [(True, True), (False, False)])

@@ -63,10 +63,14 @@ def test_the_fastest_arm_is_named_with_its_interval_its_floor_and_the_text(sweep
 
 def test_where_the_time_goes_and_why_an_arm_loses_is_told_from_the_phases(sweep):
     sentences = said(sweep)[QUESTIONS[1]]
-    # A step of the model is .0005 x 4 + .010 + .0008 s against .0108 s, and its verification costs as much as a forward.
-    assert re.match(r"A step of draft_model draft=a gamma=4 takes 12\.\d ms for \d\.\d\d tokens: 16 % draft, 7\d % v", sentences[0])
+    # A step of the model is .0005 x 4 + .010 + .0008 s against .0108 s; its verification takes as long as a forward.
+    assert re.match(
+        r"A step of draft_model draft=a gamma=4 takes 12\.\d ms for \d\.\d\d tokens: 16 % draft, 7\d % v", sentences[0]
+    )
     assert re.search(r"verification of 5 tokens takes (1\.0\d|0\.9\d) times a one-token forward\.$", sentences[0])
-    assert re.match(r"Its first draft token is accepted in [78]\d % of the steps that draft one, the fourth in", sentences[1])
+    assert re.match(
+        r"Its first draft token is accepted in [78]\d % of the steps that draft one, the fourth in", sentences[1]
+    )
     lost = [sentence for sentence in sentences if sentence.startswith("draft_model draft=b gamma=4 loses (0.")]
     # .008 x 4 of .0428 s.
     assert "drafting takes 75 % of its step, verification of 5 tokens takes" in lost[0]
@@ -74,7 +78,9 @@ def test_where_the_time_goes_and_why_an_arm_loses_is_told_from_the_phases(sweep)
 
 def test_break_even_points_are_those_of_the_model(sweep):
     sentences = said(sweep)[QUESTIONS[2]]
-    lost = next(sentence for sentence in sentences if sentence.startswith("draft_model draft=b gamma=4 would break even"))
+    lost = next(
+        sentence for sentence in sentences if sentence.startswith("draft_model draft=b gamma=4 would break even")
+    )
     # .0428 s a step over .0108 s a token is 3.96 tokens.
     needed, now = map(float, re.search(r"with (\d\.\d\d) tokens a step \(now (\d\.\d\d);", lost).groups())
     assert needed == pytest.approx(0.0428 / 0.0108, rel=0.03)
@@ -86,7 +92,9 @@ def test_break_even_points_are_those_of_the_model(sweep):
 def test_the_best_gamma_is_chosen_on_one_half_and_reported_on_the_other(sweep):
     sentences = said(sweep)[QUESTIONS[2]]
     chosen = [sentence for sentence in sentences if sentence.startswith("The best gamma of draft_model draft=a is 4: ")]
-    assert re.search(r"chosen on 4 batches of prompts, it gives \d\.\d\d times \(95 % interval .*\) on the other 4,", chosen[0])
+    assert re.search(
+        r"chosen on 4 batches of prompts, it gives \d\.\d\d times \(95 % interval .*\) on the other 4,", chosen[0]
+    )
 
 
 def test_few_batches_choose_no_gamma_and_say_so(tmp_path):
@@ -99,7 +107,9 @@ def test_a_claim_is_held_against_pairs_of_arms_that_differ_in_nothing_else(sweep
     sentences = said(sweep)[QUESTIONS[3]]
     assert sentences[0] == "Claimed (A paper, figure 1): a fast draft beats a slow one."
     assert sentences[1] == "Of 2 pairs of arms that differ in nothing else, in 2 it holds."
-    expected = r"At batch 1, T = 0, draft_model draft=a gamma=4 is \d\.\d\d times as fast as draft_model draft=b gamma=4 "
+    expected = (
+        r"At batch 1, T = 0, draft_model draft=a gamma=4 is \d\.\d\d times as fast as draft_model draft=b gamma=4 "
+    )
     assert any(re.match(expected + r"\(95 % interval .*\): holds\.", sentence) for sentence in sentences)
 
 
@@ -141,14 +151,21 @@ def test_a_difference_below_the_noise_is_not_called_faster(tmp_path):
 
 def test_few_batches_leave_the_question_open(tmp_path):
     sentences = said(report(tmp_path, AUTOREGRESSIVE, TWIN, QUICK, prompts=1, repeats=1))[QUESTIONS[0]]
-    assert re.match(r".* shows the highest speed-up, \d\.\d\d times \(no interval: 1 batch of prompts, at least 4 are needed\)", sentences[0])
+    assert re.match(
+        r".* shows the highest speed-up, \d\.\d\d times \(no interval: 1 batch of prompts, at least 4 are needed\)",
+        sentences[0],
+    )
     assert "whether other prompts would show it is open" in sentences[0]
 
 
 def test_many_cells_are_counted_and_not_recited(tmp_path):
-    found = report(tmp_path, AUTOREGRESSIVE, TWIN, QUICK, batch_sizes=(1, 2), temperatures=(0.0, 0.8), prompts=8, repeats=1)
+    found = report(
+        tmp_path, AUTOREGRESSIVE, TWIN, QUICK, batch_sizes=(1, 2), temperatures=(0.0, 0.8), prompts=8, repeats=1
+    )
     first = said(found)[QUESTIONS[0]]
-    assert re.match(r"draft_model draft=a gamma=2 is fastest in [234] of 4 cells: \d\.\d\d to \d\.\d\d times the speed", first[0])
+    assert re.match(
+        r"draft_model draft=a gamma=2 is fastest in [234] of 4 cells: \d\.\d\d to \d\.\d\d times the speed", first[0]
+    )
 
 
 def test_an_arm_whose_rows_end_apart_is_told_from_one_whose_steps_do_not_pay(tmp_path):
@@ -158,7 +175,9 @@ def test_an_arm_whose_rows_end_apart_is_told_from_one_whose_steps_do_not_pay(tmp
     assert row["occupancy"] < 0.95
     cost = found[1].costs.set_index("arm").loc["lookup"]
     lost = [sentence for sentence in said(found)[QUESTIONS[1]] if "although its steps pay for themselves" in sentence]
-    assert bool(lost) == bool(row["speedup_core"] < 1 <= cost["composed_speedup"] and row["resolution"] != "not resolved")
+    assert bool(lost) == bool(
+        row["speedup_core"] < 1 <= cost["composed_speedup"] and row["resolution"] != "not resolved"
+    )
 
 
 def test_the_fastest_arm_is_one_that_keeps_the_targets_text(odd_results, odd_frames):
@@ -175,16 +194,22 @@ def test_near_ties_are_told_apart_from_equal_texts(odd_results, odd_frames):
     assert any("36 differ from a near tie on, which rounding decides" in sentence for sentence in sentences)
 
 
-@pytest.mark.parametrize(("number", "text"), [(1, "1 batch"), (2, "2 batches"), (0, "0 batches"), (1200, "1,200 batches")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(1, "1 batch"), (2, "2 batches"), (0, "0 batches"), (1200, "1,200 batches")]
+)
 def test_a_count_has_its_plural(number, text):
     assert counted(number, "batch", "batches") == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(1, "first"), (8, "eighth"), (11, "11th"), (12, "12th"), (21, "21st"), (32, "32nd")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(1, "first"), (8, "eighth"), (11, "11th"), (12, "12th"), (21, "21st"), (32, "32nd")]
+)
 def test_an_ordinal_is_spelled_as_it_is_said(number, text):
     assert ordinal(number) == text
 
 
-@pytest.mark.parametrize(("words", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")])
+@pytest.mark.parametrize(
+    ("words", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
 def test_a_list_reads_as_a_sentence_has_it(words, text):
     assert listed(words) == text

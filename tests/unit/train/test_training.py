@@ -260,6 +260,28 @@ def test_a_draft_takes_over_its_targets_token_map_and_names_its_teacher(toy_targ
     assert sorted(beliefs) == ["000002-top32.safetensors", "000003-top32.safetensors"]
 
 
+def test_a_teacher_goes_on_with_each_window_after_its_first_quarter_and_writes_the_same_again(toy_target, tmp_path):
+    target = AutoModelForCausalLM.from_pretrained(toy_target)
+    windows = Windows(np.arange(200) % 250, length=31, batch_size=3, seed=0)
+    text = Teacher(target, tmp_path / "a").own_text(windows, 5)
+    assert text.shape == (3, 32)
+    assert torch.equal(text[:, :8], windows.batch(5)[:, :8])
+    assert not torch.equal(text[:, 8:], windows.batch(5)[:, 8:])
+    again = Teacher(target, tmp_path / "b")
+    assert torch.equal(again.own_text(windows, 5), text)
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [f"own-{n:06d}.safetensors" for n in range(4, 8)]
+
+
+def test_a_cycle_on_the_teachers_own_text_goes_through_it_again_and_again(toy_target, tmp_path):
+    cycle = Cycle(5, teacher_weight=1.0, own_batches=2)
+    recipe = Recipe(
+        "toy-draft", "draft", TINY, Schedule((cycle,), batch_size=2, length=16, warmup_steps=1), eval_windows=2
+    )
+    train_draft(recipe, locate(str(toy_target)), CORPUS, a_shop(tmp_path), lambda point: None)
+    kept = sorted(path.name for path in (tmp_path / "work" / "beliefs").rglob("*top32*"))
+    assert kept == ["own-000000-top32.safetensors", "own-000001-top32.safetensors"]
+
+
 def test_text_files_hold_out_the_same_documents_whatever_their_names(tmp_path):
     texts = [f"document {number}\n" * 20 for number in range(30)]
     for folder, names in (("a", range(30)), ("b", reversed(range(30)))):
