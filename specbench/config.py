@@ -129,7 +129,11 @@ class PromptSettings(Settings):
     examples: str | None = Field(
         default=None, min_length=1, description="Worked examples for a file of MMLU questions: a file of such rows."
     )
-    chat_template: bool = Field(default=False, description="Wrap each prompt in the target's chat template.")
+    chat_template: bool | None = Field(
+        default=None,
+        description="Wrap each prompt in the target's chat template; null does where there is one and no template is "
+        "given, but for stdlib, whose code is to be gone on with.",
+    )
     template: str | None = Field(
         default=None,
         description="Text around each prompt, with {prompt} where it goes, for targets without a chat template.",

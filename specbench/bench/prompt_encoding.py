@@ -47,11 +47,23 @@ class Encoder:
         self._name, self._tokenizer = source.name, source.tokenizer
         self._settings, self._template_kwargs = settings, template_kwargs
         self._most = None if settings.truncate == "skip" else limit_of(settings)
-        if settings.chat_template and self._tokenizer.chat_template is None:
+        has_one = self._tokenizer.chat_template is not None
+        wanted = (
+            has_one and settings.template is None and settings.next_template is None and settings.source != "stdlib"
+        )
+        self._chats = wanted if settings.chat_template is None else settings.chat_template
+        if self._chats and not has_one:
             raise ConfigError(
                 f"prompts.chat_template is true, but the tokenizer of {source.name} has no chat template; "
                 "prompts.template can give one"
             )
+
+    @property
+    def frame(self) -> str:
+        """What stands around a prompt, in words."""
+        if self._chats:
+            return "the target's chat template"
+        return "prompts.template" if self._settings.template is not None else "nothing"
 
     def ids(self, content: Content, answers: Sequence[Answer] = ()) -> list[int]:
         """The prompt of the turn that follows the answers. Only the first turn is ever cut.
@@ -60,7 +72,7 @@ class Encoder:
             ConfigError: It has no tokens, or several begin-of-text tokens, or the template fails.
         """
         opening, ids = self._opening(content)
-        if answers and self._settings.chat_template:
+        if answers and self._chats:
             ids = self._chat([opening, *content.turns[1:]], content.system, answers)
         elif answers:
             for turn, answer in zip(content.turns[1:], answers, strict=False):
@@ -74,7 +86,7 @@ class Encoder:
         ids = self._first(text, content.system)
         if self._most is None or len(ids) <= self._most:
             return text, ids
-        if not self._settings.chat_template and self._settings.template is None:
+        if not self._chats and self._settings.template is None:
             return text, self._cut(ids)
         # What stands around the text must stay whole, so that only the text itself is cut.
         own = self._tokens(text)
@@ -97,7 +109,7 @@ class Encoder:
         return ids[:count] if self._settings.truncate == "right" else ids[-count:]
 
     def _first(self, text: str, system: str | None) -> list[int]:
-        if self._settings.chat_template:
+        if self._chats:
             return self._chat([text], system)
         asked = text if system is None else f"{system}\n\n{text}"
         return list(self._tokenizer(_filled(self._settings.template or _PLAIN, asked), verbose=False)["input_ids"])

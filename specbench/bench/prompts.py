@@ -55,6 +55,7 @@ class PromptSet:
         dataset: The source's name.
         skipped: What the source should hold and does not, or what was left out, each with the reason.
         questions: What the first turns come from, in their order.
+        frame: What stands around each prompt, in words.
     """
 
     prompts: list[Prompt]
@@ -62,6 +63,7 @@ class PromptSet:
     dataset: str
     skipped: dict[str, str] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
+    frame: str = "nothing"
 
 
 def load_prompts(
@@ -107,7 +109,7 @@ def load_prompts(
     for turn in range(2, turns + 1):
         prompts += [_pending(question, turn) for question in questions if len(question.content.turns) >= turn]
     skipped |= _missed(table, questions)
-    return PromptSet(prompts, prompts_sha(prompts), table.name, skipped, tuple(questions))
+    return PromptSet(prompts, prompts_sha(prompts), table.name, skipped, tuple(questions), encoder.frame)
 
 
 def _too_few(settings: PromptSettings, found: int, skipped: Mapping[str, str]) -> str:

@@ -189,6 +189,7 @@ class _Notes:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     draft_latency_ms: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     prompts_skipped: dict[str, str] = field(default_factory=dict)
+    prompts_stand_in: dict[str, str] = field(default_factory=dict)
     prompts_sha_with_answers: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -216,6 +217,7 @@ class _Run:
         self.notes = _Notes(planned_blocks, request.rehearse, list(self.work))
         for cell in cells:
             self.notes.prompts_skipped |= cell.prompts.skipped
+            self.notes.prompts_stand_in[cell.name] = cell.prompts.frame
         self.out_of_memory = OutOfMemory(None if request.retry_failed else store)
         self.decided = fastest_so_far(store)
         self.pools: dict[Placement, ModelPool] = {}

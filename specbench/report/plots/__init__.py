@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from specbench.report.metrics import Frames
 from specbench.report.plots import speed, steps
-from specbench.report.plots.look import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
+from specbench.report.plots.style import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
 
 __all__ = ["FIGURES", "THEMES", "Drawing", "Look", "adaptive", "look", "look_of", "mark", "themed"]
 

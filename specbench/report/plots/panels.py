@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specbench.report.plots.look import GREYS
+from specbench.report.plots.style import GREYS
 
 _ACROSS = 3
 
@@ -30,7 +30,8 @@ def panels(
     """
     columns = columns or across(len(titles))
     rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(max(width * columns + 1.6, 5.6), (height + 0.35) * rows + 0.35))
+    size = (max(width * columns + 1.6, 5.6), (height + 0.35) * rows + 0.35)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if share == "row" else True, sharex=share != "y")
     found = {}
     for title, axes in zip_longest(titles, grid.flat):

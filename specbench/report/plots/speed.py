@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from specbench.report.cells import BASELINE, TWIN
 from specbench.report.metrics import Frames
-from specbench.report.plots.look import Look, Sketch
+from specbench.report.plots.style import Look, Sketch
 from specbench.report.plots.panels import (
     edge_labels,
     name_arms,

@@ -17,7 +17,7 @@ from specbench.analysis.closed_forms import expected_tokens
 from specbench.records.schema import PHASES
 from specbench.report.cells import TWIN
 from specbench.report.metrics import Frames
-from specbench.report.plots.look import Look, Sketch
+from specbench.report.plots.style import Look, Sketch
 from specbench.report.plots.panels import (
     edge_labels,
     name_arms,

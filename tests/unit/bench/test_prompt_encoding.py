@@ -55,7 +55,8 @@ class WithBos(Target):
 def ids(target, content, answers=(), kwargs=None, **options):
     if isinstance(content, str):
         content = Content((content,))
-    return Encoder(PromptSettings(source="p.txt", **options), target, kwargs or {}).ids(content, answers)
+    settings = PromptSettings(**{"source": "p.txt"} | options)
+    return Encoder(settings, target, kwargs or {}).ids(content, answers)
 
 
 def answer(target, text):
@@ -92,6 +93,14 @@ def test_a_begin_token_inside_a_prompt_is_refused():
 def test_the_chat_template_gets_the_options_of_the_experiment():
     target = Target(CHAT)
     assert target.text(ids(target, "why?", kwargs={"shout": True}, chat_template=True)).endswith("!")
+
+
+def test_a_target_that_has_a_chat_template_is_asked_in_it_unless_told_otherwise():
+    asked = ids(Target(CHAT), "why?", chat_template=True)
+    assert ids(Target(CHAT), "why?") == asked
+    assert ids(Target(CHAT), "why?", chat_template=False) != asked
+    assert ids(Target(CHAT), "why?", template="{prompt}") != asked
+    assert ids(Target(CHAT), "why?", source="stdlib") != asked
 
 
 def test_a_chat_template_that_fails_is_one_line():

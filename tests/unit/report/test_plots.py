@@ -98,6 +98,7 @@ def unseen(figure):
 def test_each_figure_draws_twelve_arms_and_no_text_runs_out_or_overlaps(figures, name):
     figure = figures[name]
     with plots.themed("light"):
+        figure.draw_without_rendering()
         box = figure.get_tightbbox()
         hidden = set(unseen(figure))
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]

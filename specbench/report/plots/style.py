@@ -167,8 +167,7 @@ def framed(sketch: Sketch, title: str, footer: str, style: Look) -> Figure:
     engine: Any = figure.get_layout_engine()
     engine.set(rect=(0, (foot_in + legend_in) / total, 1, height / total))
     engine.execute(figure)
-    with mpl.rc_context({"figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)  # it is settled; each file would settle it again, and draw twice for that
+    figure.set_layout_engine(None)  # it is settled; each file would settle it again, and draw twice for that
     return figure
 
 
