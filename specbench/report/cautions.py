@@ -21,6 +21,7 @@ def warnings(results: Results, frames: Frames) -> list[str]:
         *_not_the_targets(summary),
         *_mixed_capture(summary),
         *_half_empty(summary),
+        *_slow_phase_pass(summary),
         *_unstable(results),
         *_one_process(results),
         *_of_the_runs(results),
@@ -135,9 +136,20 @@ def _half_empty(summary: pd.DataFrame) -> list[str]:
     ]
 
 
+def _slow_phase_pass(summary: pd.DataFrame) -> list[str]:
+    slow = summary["phase_pass_slowdown"].max()
+    if pd.isna(slow) or slow <= stability.SLOW_PHASE_PASS:
+        return []
+    return [
+        f"Timing the phases slowed tokens by up to {100 * slow:.0f} %: read phase times as shares of a step, not as "
+        "sums. Headline figures are not touched."
+    ]
+
+
 def _unstable(results: Results) -> list[str]:
     """What the run itself shows of an unstable machine; the same fault in several cells is told once."""
-    found = stability.cautions(results.requests.assign(cell=results.requests["title"]))
+    rows = pd.concat([*results.headline.values()])  # what the phase pass cost, the summary knows already
+    found = stability.cautions(rows.assign(cell=rows["title"]))
     by_kind: dict[str, list[stability.Caution]] = {}
     for caution in found:
         by_kind.setdefault(caution.kind, []).append(caution)

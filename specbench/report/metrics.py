@@ -27,7 +27,7 @@ from specbench.analysis.speedup import (
 )
 from specbench.records.schema import PHASES
 from specbench.report import along
-from specbench.report.cells import BASELINE, TWIN, Results, load
+from specbench.report.cells import BASELINE, TWIN, Results, full_batches, load
 from specbench.report.resolution import resolution
 
 __all__ = ["BASELINE", "TWIN", "Frames", "Results", "frames", "load", "summary"]
@@ -77,7 +77,7 @@ def summary(results: Results) -> pd.DataFrame:
     """
     fastest = _fastest_autoregressive(results)
     timed = phase_times(results).set_index(["title", "arm"])
-    slowdowns = _phase_pass_slowdowns(results.requests)
+    slowdowns = _phase_pass_slowdowns(results)
     rows = []
     for title, cell in results.headline.items():
         full = results.timed[title]
@@ -370,11 +370,12 @@ def _phase_columns(phases: pd.DataFrame, title: str, arm: str) -> dict[str, Any]
     return {name: float(phases.loc[(title, arm), name]) for name in names}
 
 
-def _phase_pass_slowdowns(requests: pd.DataFrame) -> dict[tuple[str, str], float]:
+def _phase_pass_slowdowns(results: Results) -> dict[tuple[str, str], float]:
     """By cell and arm how much longer a token took in the phase pass than in the headline pass, a fraction."""
+    rows = results.requests[results.requests["pass"] == "phase"]
     found = {}
-    for (title, arm), own in requests.groupby(["title", "arm"], sort=False):
-        ratio = speedup(own[own["pass"] == "headline"], own[own["pass"] == "phase"]).ratio
+    for (title, arm), own in rows.groupby(["title", "arm"], sort=False):
+        ratio = speedup(results.timed[str(title)][str(arm)], full_batches(own)).ratio
         if ratio is not None:
             found[str(title), str(arm)] = 1 / ratio - 1
     return found

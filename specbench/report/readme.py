@@ -13,7 +13,6 @@ What stands there is kept beside the figure as JSON, so that a test can compare 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,11 +90,11 @@ def filled_text(text: str, numbers: Mapping[str, Any], name: str = "README.md") 
     """
     for part, content in (("figure", figure_text(numbers)), ("table", table_text(numbers))):
         start, end = f"<!-- report: {part} -->", f"<!-- /report: {part} -->"
-        places = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-        if len(places.findall(text)) != 1:
+        before, opened, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (opened and closed) or start in after or end in after:
             raise ResultsError(f"{name}: needs one place for the {part}, between {start} and {end}.")
-        filled = f"{start}\n{content}\n{end}"
-        text = places.sub(lambda _, filled=filled: filled, text)
+        text = f"{before}{start}\n{content}\n{end}{after}"
     return text
 
 

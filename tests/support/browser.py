@@ -50,6 +50,8 @@ class Browser:
 
     def close(self):
         """End the browser that was started here."""
+        self._session = None
+        self._call("Browser.close")
         os.close(self._write)
         try:
             self._process.wait(10)
@@ -64,7 +66,7 @@ class Browser:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", metrics)
         scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
-        self._call("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
+        self._call("Emulation.setEmulatedMedia", {"media": "", "features": [scheme_feature]})
         self._events.clear()
         self._call("Page.navigate", {"url": path.resolve().as_uri()})
         self._wait_for("Page.loadEventFired")

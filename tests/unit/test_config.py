@@ -382,3 +382,36 @@ def test_prompts_that_are_named_are_as_many_as_their_names_and_no_axis(tmp_path)
     file = tmp_path / "a.yaml"
     file.write_text("name: a\ntargets: [pico]\nprompts: {source: stdlib, ids: [x, y]}\n")
     assert [prompts.number for prompts in load(file).prompts] == [2]
+
+
+CLAIM = "name: x\ntargets: [pico]\nprompts: {source: stdlib}\nclaim: "
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "{says: it is fast}",
+        "{says: a beats b, source: a paper, faster: {draft: a}, than: {draft: b}}",
+        "{says: it is fast, published: {lookup: 1.5}}",
+    ],
+)
+def test_a_claim_names_two_kinds_of_arms_or_published_values(tmp_path, claim):
+    path = tmp_path / "e.yaml"
+    path.write_text(CLAIM + claim, encoding="utf-8")
+    assert "claim:" in load(path).yaml
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "{says: a beats nothing, faster: {draft: a}}",
+        "{says: a beats itself, faster: {draft: a}, than: {draft: a}}",
+        "{source: a paper}",
+        "{says: it is fast, fastr: {}}",
+    ],
+)
+def test_a_claim_that_compares_nothing_is_refused_with_its_line(tmp_path, claim):
+    path = tmp_path / "e.yaml"
+    path.write_text(CLAIM + claim, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"e\.yaml:4: claim"):
+        load(path)

@@ -15,7 +15,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from specbench.report.cells import BASELINE, TWIN
 from specbench.report.metrics import Frames
-from specbench.report.plots.style import Look, Sketch
 from specbench.report.plots.panels import (
     edge_labels,
     name_arms,
@@ -26,6 +25,7 @@ from specbench.report.plots.panels import (
     stacked,
     titles_of,
 )
+from specbench.report.plots.style import Look, Sketch
 from specbench.report.resolution import NOT_RESOLVED, RESOLVED
 from specbench.report.tables import TIMES
 

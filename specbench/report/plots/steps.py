@@ -17,7 +17,6 @@ from specbench.analysis.closed_forms import expected_tokens
 from specbench.records.schema import PHASES
 from specbench.report.cells import TWIN
 from specbench.report.metrics import Frames
-from specbench.report.plots.style import Look, Sketch
 from specbench.report.plots.panels import (
     edge_labels,
     name_arms,
@@ -27,6 +26,7 @@ from specbench.report.plots.panels import (
     stacked,
     titles_of,
 )
+from specbench.report.plots.style import Look, Sketch
 from specbench.report.tables import TIMES
 
 MIN_REACHED = 20

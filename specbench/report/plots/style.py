@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def look(arms: Sequence[str], theme: str = "light", series: Mapping[str, str] | 
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault((series or {}).get(name, name), []).append(name)
-    colours = {}
+    colours: dict[str, str] = {}
     for index, members in enumerate(families.values()):
         hue = _PALETTE[index % len(_PALETTE)]
         colours |= dict(zip(members, _shades(hue, len(members)), strict=True))
@@ -132,7 +133,8 @@ def mark(style: Look, arm: str) -> str:
     """An arm's colour and marker as a small SVG to stand in text."""
     path = MarkerStyle(style.markers[arm])
     outline = path.get_path().transformed(path.get_transform())
-    points = " ".join(f"{x:.2f},{-y:.2f}" for x, y in outline.to_polygons()[0])
+    corners = np.asarray(outline.to_polygons()[0], dtype=np.float64)
+    points = " ".join(f"{x:.2f},{-y:.2f}" for x, y in corners)
     shape = f'<polygon points="{points}" fill="{style.colours[arm]}"/>'
     return f'<svg class="mark" viewBox="-.55 -.55 1.1 1.1" aria-hidden="true">{shape}</svg>'
 

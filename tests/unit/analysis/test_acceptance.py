@@ -106,3 +106,37 @@ def test_failed_requests_are_no_part_of_any_mean(rows):
     assert acceptance.acceptance_rate(frame) == 1.0
     assert acceptance.acceptance_rate(frame[frame["status"] == "oom"]) is None
     assert acceptance.block_efficiency(frame[frame["status"] == "oom"]) is None
+
+
+def test_the_shares_of_accepted_lengths_sum_to_one_and_have_the_mean(chain, lookup):
+    assert acceptance.accepted_lengths(chain) == pytest.approx([0.2, 0.2, 0.2, 0.4])
+    assert acceptance.accepted_lengths(lookup) == pytest.approx([0.5, 0.25, 0.25, 0.0])
+    for rows in (chain, lookup):
+        shares = acceptance.accepted_lengths(rows)
+        assert np.arange(len(shares)) @ shares == pytest.approx(acceptance.mean_accepted(rows))
+
+
+def test_a_chain_has_one_gamma_and_neither_a_lookup_nor_a_tree_has(chain, lookup):
+    nodes = chain["drafted_depth_per_step"]
+    assert acceptance.chain_depth(chain.assign(drafted_nodes_per_step=nodes)) == 3
+    assert (
+        acceptance.chain_depth(chain.assign(drafted_nodes_per_step=nodes.map(lambda depth: 2 * np.array(depth))))
+        is None
+    )
+    assert acceptance.chain_depth(lookup.assign(drafted_nodes_per_step=lookup["drafted_depth_per_step"])) is None
+
+
+def test_a_chain_may_be_shorter_in_a_tenth_of_its_steps(rows):
+    for short, gamma in ((1, 4), (3, None)):
+        depth = [4] * (10 - short) + [2] * short
+        row = rows(
+            batch_id=["a"], accepted_per_step=[[0] * 10], drafted_depth_per_step=[depth], drafted_nodes_per_step=[depth]
+        )
+        assert acceptance.chain_depth(row) == gamma
+
+
+def test_what_was_measured_is_not_copied_where_nothing_failed(chain):
+    assert acceptance.measured(chain) is chain
+    failed = chain.assign(status=["ok", "oom"])
+    assert list(acceptance.measured(failed)["batch_id"]) == ["a"]
+    assert acceptance.measured(failed) is acceptance.measured(failed)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from specbench.analysis.speedup import batch_ratios, fastest_path, request_speedup, speedup, twin_noise_floor
+from specbench.analysis.memo import of_frame
+from specbench.analysis.speedup import (
+    batch_ratios,
+    fastest_path,
+    full_batch_speedup,
+    request_speedup,
+    request_speedups,
+    speedup,
+    twin_noise_floor,
+)
 from specbench.errors import ResultsError
 
 
@@ -124,3 +133,50 @@ def test_tokens_that_came_with_the_prefill_are_no_decode_tokens(rows):
     assert request_speedup(plain, drafting).ratio == pytest.approx(10 / 16)
     assert speedup(plain, drafting, with_prefill=True).ratio == pytest.approx(1.0)
     assert speedup(plain, arm()).ratio == pytest.approx(1.0)  # rows from before the column
+
+
+def test_a_full_batch_counts_until_its_first_row_ends(arm):
+    steps = [np.full(10, 0)] * 8
+    slow = arm([10.0] * 4).assign(steps=10, accepted_per_step=steps, row_done_s=10.0)
+    # One row of each batch ends at half time, with as many tokens; the other takes all of it.
+    uneven = [np.full(5, 1), np.full(10, 0)] * 4
+    fast = arm([10.0] * 4).assign(steps=[5, 10] * 4, accepted_per_step=uneven, row_done_s=[5.0, 10.0] * 4)
+    assert speedup(slow, fast).ratio == pytest.approx(1.0)
+    # 10 + 5 tokens in 5 s against 20 in 10 s.
+    assert full_batch_speedup(slow, fast).ratio == pytest.approx(1.5)
+
+
+def test_groups_of_prompts_have_their_own_speed_up_and_units(arm):
+    slow = arm([4.0] * 8).assign(row_done_s=4.0)
+    fast = arm([4.0] * 8).assign(row_done_s=[1.0] * 8 + [2.0] * 8)
+    groups = {
+        "first": {f"p{index}" for index in range(8)},
+        "second": {f"p{index}" for index in range(8, 16)},
+        "none": {"q"},
+    }
+    found = request_speedups(slow, fast, groups)
+    assert (found["first"].ratio, found["first"].units) == (pytest.approx(4.0), 4)
+    assert (found["second"].ratio, found["second"].units) == (pytest.approx(2.0), 4)
+    assert found["none"].ratio is None
+    assert request_speedup(slow, fast).ratio == pytest.approx(64 / 24)
+
+
+def test_an_arm_of_which_nothing_finished_has_no_speed_up_on_any_group(arm):
+    failed = arm([4.0] * 4).assign(status="oom", row_done_s=np.nan, output_tokens=np.nan)
+    found = request_speedups(arm([4.0] * 4).assign(row_done_s=4.0), failed, {"all": {"p0", "p1"}})
+    assert found["all"].ratio is None
+
+
+def test_a_table_is_made_once_for_a_frame_and_anew_for_its_equal(arm):
+    calls = []
+
+    @of_frame
+    def total(rows):
+        calls.append(len(rows))
+        return rows["decode_s"].sum()
+
+    first = arm([1.0, 2.0])
+    assert total(first) == total(first) == 6.0
+    assert calls == [4]
+    assert total(first.copy()) == 6.0
+    assert calls == [4, 4]

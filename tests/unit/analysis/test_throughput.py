@@ -1,5 +1,6 @@
 """specbench.analysis.throughput"""
 
+import pandas as pd
 import pytest
 
 from specbench.analysis import throughput
@@ -81,3 +82,19 @@ def test_a_failed_arm_has_no_rates_rather_than_zeros(rows):
         throughput.occupancy,
     ):
         assert function(frame) is None
+
+
+def test_a_full_batch_is_that_of_each_batch_whatever_stands_beside_it(rows, batch):
+    other = rows(
+        batch_id=["b", "b"], row=[0, 1], block=[1, 1], batch_size=[2, 2], output_tokens=[3, 9], steps=[1, 3],
+        accepted_per_step=[[1], [4, 0, 1]], row_done_s=[0.5, 1.5],
+    )  # fmt: skip
+    ended_at_once = rows(
+        batch_id=["c", "c"], row=[0, 1], block=[2, 2], batch_size=[2, 2], output_tokens=[1, 4], steps=[0, 2],
+        accepted_per_step=[[], [1, 0]], row_done_s=[0.0, 1.0],
+    )  # fmt: skip
+    unrecorded = rows(batch_id=["d"], block=[3], output_tokens=[9], accepted_per_step=[None], row_done_s=[1.0])
+    table = throughput.full_batch_table(pd.concat([other, batch, ended_at_once, unrecorded], ignore_index=True))
+    # Of b: its first row emits 2 and the second 5 in the one step that both make.
+    assert table["tokens"].to_dict() == {"b": 7.0, "a": 10.0}
+    assert table["seconds"].to_dict() == {"b": 0.5, "a": 2.0}

@@ -39,7 +39,8 @@ def test_without_a_terminal_there_are_plain_lines(folder):
     lines = output.getvalue().splitlines()
     assert lines[0] == "3 blocks to run"
     assert "loading and warming up 4 arms" in lines[1]
-    assert lines[-1].startswith("block 3 of 3: autoregressive 1.00x, autoregressive-twin ")
+    blocks = [line for line in lines if line.startswith("block")]  # a noisy machine adds warnings behind them
+    assert blocks[-1].startswith("block 3 of 3: autoregressive 1.00x, autoregressive-twin ")
     assert "\x1b" not in output.getvalue()
 
 

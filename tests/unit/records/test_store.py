@@ -180,3 +180,34 @@ def test_run_folders_are_found_at_any_depth(tmp_path, request_row):
         Store(tmp_path / name).write_block("a", [request_row()], [])
     assert [str(path.relative_to(tmp_path)) for path in run_folders(tmp_path)] == ["a/one", "a/two", "b/one"]
     assert run_folders(tmp_path / "a" / "one") == [tmp_path / "a" / "one"]
+
+
+def test_only_the_columns_that_are_asked_for_are_read(store, request_row):
+    store.write_block("a", [request_row()], [])
+    assert list(store.read("requests", ["arm", "row"]).columns) == ["arm", "row"]
+
+
+def test_a_column_that_a_part_is_too_old_for_is_null_in_its_rows(store, request_row):
+    store.write_block("a", [request_row(turn=2)], [])
+    part = only_part(store, "requests")
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns(["turn"]), part)
+    store.write_block("b", [request_row(turn=3)], [])
+    assert sorted(store.read("requests", ["turn"])["turn"].dropna()) == [3]
+    assert len(store.read("requests")) == 2
+
+
+def test_steps_are_summed_by_batch_and_those_of_an_unfinished_block_left_out(store, request_row, step_row):
+    store.write_block("a", [request_row()], [step_row(), step_row(step=1), step_row(batch_id="other")])
+    store.write_block("b", [request_row()], [step_row(batch_id="unfinished")])
+    next(part for part in (store.folder / "requests.parquet").iterdir() if part.name.startswith("b-")).unlink()
+    sums = store.read_step_sums(["step_s"]).set_index("batch_id")
+    first = step_row()["batch_id"]
+    assert sums["steps"].to_dict() == {first: 2, "other": 1}
+    assert sums.loc[first, "step_s"] == 2 * step_row()["step_s"]
+
+
+def test_a_run_without_steps_sums_to_nothing(store, request_row):
+    store.write_block("a", [request_row()], [])
+    shutil.rmtree(store.folder / "steps.parquet")
+    assert store.read_step_sums(["step_s"]).empty
