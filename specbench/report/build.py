@@ -13,6 +13,7 @@ from specbench.records.store import run_folders
 from specbench.report import plots, tables
 from specbench.report.cautions import warnings
 from specbench.report.cells import Results, load
+from specbench.report.curves import draw_curves, trainings
 from specbench.report.findings import findings
 from specbench.report.metrics import Frames
 from specbench.report.metrics import frames as frames_of
@@ -31,20 +32,24 @@ class Report:
 def build_report(folder: Path, console: Console) -> list[Report]:
     """Draw the report of every run at or below a folder, beside its data, and print its summary.
 
+    Trainings found there give one figure of their learning curves, in the folder itself.
+
     Args:
-        folder: A run folder, or any folder above some: ``results/``, ``results/NAME/``.
+        folder: A run folder, or any folder above some: ``results/``, ``results/NAME/``, ``results/training/``.
         console: Where the summary goes.
 
     Returns:
-        One report a run.
+        One report a run; none for trainings.
 
     Raises:
         ResultsError: No run lies there, or one cannot be read.
     """
     if not folder.is_dir():
         raise ResultsError(f"{folder}: no such folder. Give the results folder of a run, or one above it.")
-    found = run_folders(folder)
-    if not found:
+    found, curves = run_folders(folder), trainings(folder)
+    for path in draw_curves(curves, folder) if curves else []:
+        console.print(f"Learning curves: {path}", soft_wrap=True, markup=False, highlight=False)
+    if not found and not curves:
         raise ResultsError(f"{folder}: no run in it. `specbench run EXPERIMENT.yaml` makes one.")
     return [_report(run, console) for run in found]
 
