@@ -67,3 +67,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if nearest:
         return f"Did you mean {nearest[0]!r}?"
     return f"Known: {', '.join(names)}." if names else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, as far as it fits on one line; its type's name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

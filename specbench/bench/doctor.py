@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from specbench import registry
 from specbench.bench import machine
 from specbench.bench.timing import monotonic_s
-from specbench.errors import SpecbenchError
+from specbench.errors import SpecbenchError, first_line
 from specbench.models.corpus import HELD_OUT, held_out_modules
 from specbench.models.zoo import ZOO, family
 
@@ -144,7 +144,7 @@ def _weights_fault(folder: Path) -> str:
         with safe_open(folder / "model.safetensors", framework="pt"):
             return ""
     except (OSError, SafetensorError) as error:
-        return f"its weights cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        return f"its weights cannot be read: {first_line(error)}"
 
 
 def _is_as_described(folder: Path) -> bool:

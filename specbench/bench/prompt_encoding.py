@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.bench.prompt_formats import Content
 from specbench.config import PromptSettings
-from specbench.errors import ConfigError
+from specbench.errors import ConfigError, first_line
 
 if TYPE_CHECKING:  # prompts can be chosen, and their texts compared, where torch is not installed
     from specbench.models.source import Source
@@ -136,7 +136,7 @@ class Encoder:
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ConfigError(f"the chat template of {self._name} fails: {reason}") from error
 
     def _tokens(self, text: str) -> list[int]:

@@ -16,7 +16,7 @@ from specbench.bench.prompt_encoding import limit_of
 from specbench.bench.prompt_formats import FORMATS, Content, Format, Question, Row, content_of, format_of
 from specbench.bench.stdlib_prompts import stdlib_texts
 from specbench.config import PROMPT_FILES, PROMPT_SOURCES, PromptSettings
-from specbench.errors import ConfigError, UnknownNameError, UnsupportedError, did_you_mean
+from specbench.errors import ConfigError, UnknownNameError, UnsupportedError, did_you_mean, first_line
 
 _ID_FIELDS = ("id", "question_id", "task_id", "prompt_id")
 _CATEGORY_FIELDS = ("category", "subject", "activity_label", "dataset")
@@ -248,7 +248,7 @@ def _parquet(path: Path) -> Any:
     try:
         return pq.read_table(pa.BufferReader(_bytes(path))).to_pylist()
     except pa.ArrowException as error:
-        raise ConfigError(f"prompts.source: {path}: no Parquet file: {_first_line(error)}") from error
+        raise ConfigError(f"prompts.source: {path}: no Parquet file: {first_line(error)}") from error
 
 
 def _bytes(path: Path) -> bytes:
@@ -308,8 +308,4 @@ def _data_set(name: str, source: HubSource, split: str, revision: str | None) ->
     try:
         return load_dataset(source.path, source.subset, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"prompts {name}: {source.path} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"prompts {name}: {source.path} cannot be read: {first_line(error)}") from error

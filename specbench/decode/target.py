@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from specbench.decode.cache import KVShape, SlabCache, Window, probe_cache
 from specbench.decode.tree import Layout, lay_out
-from specbench.errors import ModelRefusedError
+from specbench.errors import ModelRefusedError, first_line
 
 if TYPE_CHECKING:
     from specbench.decode.method import Hidden
@@ -402,7 +402,7 @@ def self_test(model: CachedModel, seed: int = 0) -> SelfTest:
     except ModelRefusedError:
         raise
     except Exception as error:  # whatever a foreign model raises is its reason
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelRefusedError(
             f"{model.name} ({type(model.module).__name__}): it fails on a forward over a token tree: {reason}"
         ) from error

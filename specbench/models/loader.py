@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from specbench.config import MachineSettings, RandomModel
 from specbench.decode.target import CachedModel, SelfTest, self_test
-from specbench.errors import ConfigError, ModelRefusedError, UnsupportedError
+from specbench.errors import ConfigError, ModelRefusedError, UnsupportedError, first_line
 from specbench.models.shapes import build_random
 from specbench.models.source import Source, check_same_token_map, locate
 from specbench.models.zoo import ZOO
@@ -151,7 +151,7 @@ def _module(source: Source, where: Placement, attention: str) -> nn.Module:
             device_map=None,
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelRefusedError(f"{source.name}: transformers cannot load it as a causal LM: {reason}") from error
     return module.to(where.device)
 

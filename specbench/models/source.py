@@ -13,7 +13,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specbench.config import RandomModel
-from specbench.errors import ConfigError, ModelRefusedError, UnknownNameError, UnsupportedError, did_you_mean
+from specbench.errors import (
+    ConfigError,
+    ModelRefusedError,
+    UnknownNameError,
+    UnsupportedError,
+    did_you_mean,
+    first_line,
+)
 from specbench.models.shapes import NamedShape, shape_named
 from specbench.models.zoo import ZOO, family, tokenizer_folder
 
@@ -69,7 +76,7 @@ class Source:
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{self.name}: no model that transformers can read: {_first_line(error)}") from error
+            raise ConfigError(f"{self.name}: no model that transformers can read: {first_line(error)}") from error
 
     @cached_property
     def own_tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -132,7 +139,7 @@ class Source:
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
         except ValueError as error:
-            raise ModelRefusedError(f"{self.name}: no causal language model: {_first_line(error)}") from error
+            raise ModelRefusedError(f"{self.name}: no causal language model: {first_line(error)}") from error
 
     @cached_property
     def parameters(self) -> int:
@@ -248,7 +255,7 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"{name}: no tokenizer that transformers can read: {_first_line(error)}") from error
+        raise ConfigError(f"{name}: no tokenizer that transformers can read: {first_line(error)}") from error
 
 
 def _fetch(hub_id: str, patterns: list[str]) -> Path:
@@ -302,7 +309,3 @@ def _ids(value: int | list[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,7 +19,8 @@ from transformers import (
 from specbench.errors import TrainingError
 from specbench.models.source import Source
 from specbench.train.data import Corpus, encode, train_tokenizer
-from specbench.train.loop import Point, train, write_json
+from specbench.train.files import write_json
+from specbench.train.loop import Point, train
 from specbench.train.recipes import CONTEXT, VOCAB_SIZE, Recipe, Shape
 from specbench.train.teacher import Teacher
 

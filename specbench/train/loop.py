@@ -1,10 +1,8 @@
 """The one training loop. A run that was killed goes on from its last checkpoint, on the loss curve that it was on."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from specbench.errors import TrainingError
 from specbench.train.data import Windows, consecutive
+from specbench.train.files import replacing
 from specbench.train.recipes import Recipe, Schedule
 from specbench.train.teacher import Beliefs, Teacher, divergence
 
@@ -105,18 +104,10 @@ def evaluate(model: nn.Module, windows: Tensor, autocast: torch.autocast, batch_
     return loss / tokens, hits / tokens
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of ``path`` in one move, so that a kill leaves the old file or the new."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    yield temporary
-    temporary.replace(path)
-
-
 def _save(folder: Path, model: nn.Module, optimizers: Optimizers, points: list[Point], next_step: int) -> None:
-    with _replacing(folder / METRICS) as path:
+    with replacing(folder / METRICS) as path:
         pq.write_table(pa.Table.from_pylist([asdict(point) for point in points]), path)
-    with _replacing(folder / CHECKPOINT) as path:
+    with replacing(folder / CHECKPOINT) as path:
         torch.save({"model": model.state_dict(), "optimizers": optimizers.state_dict(), "next_step": next_step}, path)
 
 
@@ -202,9 +193,3 @@ def train(
         if measured:
             _save(folder, model, optimizers, points, step + 1)
     return points
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file in one move, keys in the order given."""
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specbench.train.data import Windows
+from specbench.train.files import replacing
 
 PROMPT_SHARE = 0.25
 """Of a window that the teacher continues, the share that stays the training text."""
@@ -99,11 +100,10 @@ class Teacher:
 
 
 def _keep(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file in one move; trainings that share the folder each write under a name of their own first."""
+    """Write a file that several trainings may be writing at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    with replacing(path, f".{os.getpid()}.tmp") as temporary:
+        save_file(tensors, temporary)
 
 
 def divergence(log_probs: Tensor, beliefs: Beliefs) -> Tensor:
