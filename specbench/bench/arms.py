@@ -65,6 +65,7 @@ class LiveArm(ABC):
         passes: The passes that it takes part in.
         arm: What it is.
         failure: Set where no batch of this cell can run.
+        out_of_memory: Whether it ran out of memory while it was loaded or warmed up.
     """
 
     passes: ClassVar[tuple[Pass, ...]]
@@ -74,6 +75,7 @@ class LiveArm(ABC):
     ) -> None:
         self.arm, self._cell, self._limit_s = arm, cell, limit_s
         self.failure: Failure | None = target if isinstance(target, Failure) else None
+        self.out_of_memory = False
         self._handles: list[CachedModel] = []
         if isinstance(target, Failure):
             return
@@ -82,6 +84,7 @@ class LiveArm(ABC):
             reason = self._load(self._context(target, pool))
         except Exception as error:  # noqa: BLE001  (a method may be anyone's, and its fault becomes rows)
             self.failure = failure_of(error)
+            self._note_memory(self.failure)
             return
         if reason is not None:
             self.failure = Failure("unsupported", reason)
@@ -122,9 +125,13 @@ class LiveArm(ABC):
         requests, step_s = _warm_up_requests(block), []
         for _ in range(passes):
             outcome = self._decode(requests, "headline")
+            self._note_memory(outcome)
             if isinstance(outcome, Measured) and outcome.trace.steps:
                 step_s.append(outcome.timing.decode_s / outcome.trace.steps)
         return step_s
+
+    def _note_memory(self, outcome: Outcome) -> None:
+        self.out_of_memory |= isinstance(outcome, Failure) and outcome.status == "oom"
 
     def achieved_s(self) -> list[float]:
         """What every draft call took whose latency is kept, in seconds."""
@@ -204,6 +211,7 @@ class CoreArm(LiveArm):
             outcome = self._decode(requests, "headline")
             if isinstance(outcome, Failure):
                 self.failure = outcome  # rows that say "injected" must not run at the draft's own pace
+                self._note_memory(outcome)
                 return
         natural = self.achieved_s()
         if natural and statistics.median(natural) > floor_s:

@@ -7,7 +7,8 @@ grid runs in one fresh process after the other: each has every arm in every bloc
 
 import gc
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,9 @@ from specbench.bench.judge import Judge
 from specbench.bench.processes import run_apart
 from specbench.bench.progress import Reporter, reporter
 from specbench.bench.rows import Place, request_rows, step_rows
+from specbench.bench.turns import LiveArms, Turns
 from specbench.config import MeasureSettings
+from specbench.decode.acceptance import Rule
 from specbench.errors import ConfigError, ResultsError
 from specbench.grid import AUTOREGRESSIVE, Arm, Plan
 from specbench.models.loader import LoadedModel, ModelPool, Placement
@@ -194,6 +197,15 @@ class _Notes:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """One pass of an arm over a block: how it came out, what the machine did meanwhile, and what decided on drafts."""
+
+    outcome: Outcome
+    conditions: Conditions
+    rule: Rule
+
+
 class _Run:
     """One process of a run."""
 
@@ -256,21 +268,19 @@ class _Run:
         if waits_for_answers(cell) and not isinstance(target, Failure):
             cell, target = self._answered(cell, target, pool, progress)
         blocks = cell.blocks()
-        arms = {arm.name: self._live_arm(arm, cell, target, pool) for arm in cell.cell.arms}
-        # The largest block there is, so that buffers have their final size before anything is measured.
-        indices = {block.index for block, _ in self.work[cell.name]}
-        largest = max((blocks[index] for index in indices), key=lambda block: (len(block.prompts), block.longest))
-        with timing.frozen_objects():
-            for live in arms.values():
-                steps = live.warm_up(largest, self.measure.warmup)
-                self.notes.warmup_step_s.setdefault(cell.name, {})[live.arm.name] = [float(f"{s:.4g}") for s in steps]
-                if live.failure is not None:
-                    progress.say(f"{live.arm.name}: {live.failure.status}: {live.failure.reason}")
-            self._note_fastest_autoregressive(cell, arms.values())
+        stage = _Stage(self, cell, target, pool, progress)
+        with Turns(cell.cell.arms, stage) as turns:
+            self._note_turns(cell, turns, progress)
+            self._note_fastest_autoregressive(cell, stage)
             for block, repeat in self.todo[cell.name]:
-                self._block(cell, arms, blocks[block.index], repeat, progress, target)
+                self._block(cell, turns, blocks[block.index], repeat, progress, target)
                 progress.block_done()
-        self._note_latencies(cell, arms.values())
+
+    def largest_block(self, cell: ReadyCell) -> Block:
+        """For warming up, so that buffers have their final size before anything is measured."""
+        indices = {block.index for block, _ in self.work[cell.name]}
+        blocks = [block for block in cell.blocks() if block.index in indices]
+        return max(blocks, key=lambda block: (len(block.prompts), block.longest))
 
     def _pool(self, cell: ReadyCell) -> ModelPool:
         """The models at the cell's placement; those that it does not use are let go of."""
@@ -314,40 +324,31 @@ class _Run:
         self.notes.prompts_sha_with_answers[cell.name] = complete.prompts.sha
         return complete, target
 
-    def _live_arm(self, arm: Arm, cell: ReadyCell, target: LoadedModel | Failure, pool: ModelPool) -> LiveArm:
-        if (failure := self.out_of_memory.skip(cell, arm)) is not None:
-            target = failure
-        request = self.request
-        return live_arm(arm, cell, target, pool, request.method_class, limit_s=request.batch_limit_s)
+    def _note_turns(self, cell: ReadyCell, turns: Turns, progress: Reporter) -> None:
+        """Say which arms do not stand together, if there are any."""
+        if len(turns.groups) > 1:
+            groups = "; then ".join(", ".join(arm.name for arm in group) for group in turns.groups)
+            self._warn(
+                f"{cell.name}: memory does not hold the models of all arms together, so they take turns, forwards and "
+                f"backwards by block: {groups}",
+                progress,
+            )
 
-    def _note_fastest_autoregressive(self, cell: ReadyCell, arms: Iterable[LiveArm]) -> None:
+    def _note_fastest_autoregressive(self, cell: ReadyCell, stage: "_Stage") -> None:
         """Decide, before anything is measured, which autoregressive path speed-ups are taken against.
 
         A decision stands, however often the run is resumed: it must not depend on what has been measured since.
         """
-        paths = [live.arm.name for live in arms if live.is_autoregressive and not live.arm.twin]
-        warm_up_s = {name: self.notes.warmup_step_s[cell.name][name] for name in paths}
+        warm_up_s = {name: self.notes.warmup_step_s[cell.name][name] for name in sorted(stage.autoregressive)}
         decided = self.decided.get(cell.name) or fastest_path(warm_up_s) or AUTOREGRESSIVE
         self.notes.fastest_autoregressive[cell.name] = decided
-
-    def _note_latencies(self, cell: ReadyCell, arms: "Sequence[LiveArm] | Any") -> None:
-        for live in arms:
-            achieved = sorted(live.achieved_s())
-            if achieved and live.arm.draft_latency_ms is not None:
-                self.notes.draft_latency_ms.setdefault(cell.name, {})[live.arm.name] = {
-                    "requested": live.arm.draft_latency_ms,
-                    "least": achieved[0] * 1e3,
-                    "median": achieved[len(achieved) // 2] * 1e3,
-                    "most": achieved[-1] * 1e3,
-                    "count": len(achieved),
-                }
 
     # --- one block
 
     def _block(
         self,
         cell: ReadyCell,
-        arms: dict[str, LiveArm],
+        turns: Turns,
         block: Block,
         repeat: int,
         progress: Reporter,
@@ -355,41 +356,50 @@ class _Run:
     ) -> None:
         """Run every arm on one block, and store all of its rows at once."""
         order = cell.order(block, repeat, self.process)
-        passes = self._passes(block, repeat)
-        observer = Observer(cell.where.device)
-        outcomes: dict[tuple[Pass, str], Outcome] = {}
-        conditions: dict[tuple[Pass, str], Conditions] = {}
-        for which in passes:
-            for arm in order:
-                if which not in arms[arm.name].passes:
-                    continue
-                progress.batch(arm, block, repeat)
-                failed = outcomes.get(("headline", arm.name))
-                observer.start()
-                outcome = failed if isinstance(failed, Failure) else arms[arm.name].run(block, which)
-                conditions[which, arm.name] = observer.stop()
-                outcomes[which, arm.name] = outcome
-                if which == "headline":
-                    progress.measured(arm, outcome)
-                if isinstance(outcome, Failure):
-                    self._after_failure(cell, arm, outcome)
+        batches: dict[tuple[Pass, str], _Batch] = {}
+        for arms in turns.block():
+            batches |= self._batches(cell, arms, order, block, repeat, progress)
         model = None if isinstance(target, Failure) else target.model
-        judge = Judge(cell, model, outcomes["headline", AUTOREGRESSIVE])
+        judge = Judge(cell, model, batches["headline", AUTOREGRESSIVE].outcome)
         attention = cell.cell.machine.attention if isinstance(target, Failure) else target.attention
         requests, steps = [], []
-        for which in passes:
+        for which in self._passes(block, repeat):
             for position, arm in enumerate(order):
-                if (which, arm.name) not in outcomes:
+                if (batch := batches.get((which, arm.name))) is None:
                     continue
-                rule = arms[arm.name].rule
-                place = Place(self.run_id, self.process, cell, block, repeat, arm, position, which, attention, rule)
-                outcome = outcomes[which, arm.name]
-                verdicts = judge.verdicts(place, outcome)
+                place = Place(
+                    self.run_id, self.process, cell, block, repeat, arm, position, which, attention, batch.rule
+                )
+                verdicts = judge.verdicts(place, batch.outcome)
                 if arm.method in registry.baselines() and any(verdict.word == "WRONG" for verdict in verdicts):
                     self._warn_of_outside(cell, arm, progress)
-                requests += request_rows(place, outcome, verdicts, conditions[which, arm.name])
-                steps += step_rows(place, outcome)
+                requests += request_rows(place, batch.outcome, verdicts, batch.conditions)
+                steps += step_rows(place, batch.outcome)
         self.store.write_block(cell.block_key(block, repeat, self.process), requests, steps)
+
+    def _batches(
+        self, cell: ReadyCell, arms: LiveArms, order: list[Arm], block: Block, repeat: int, progress: Reporter
+    ) -> "dict[tuple[Pass, str], _Batch]":
+        """Run the arms that are loaded, in their order, each pass to its end before the next."""
+        observer = Observer(cell.where.device)
+        batches: dict[tuple[Pass, str], _Batch] = {}
+        for which in self._passes(block, repeat):
+            for live in (arms[arm.name] for arm in order if arm.name in arms):
+                if which not in live.passes:
+                    continue
+                progress.batch(live.arm, block, repeat)
+                before = batches.get(("headline", live.arm.name))
+                observer.start()
+                if before is not None and isinstance(before.outcome, Failure):
+                    outcome: Outcome = before.outcome
+                else:
+                    outcome = live.run(block, which)
+                batches[which, live.arm.name] = _Batch(outcome, observer.stop(), live.rule)
+                if which == "headline":
+                    progress.measured(live.arm, outcome)
+                if isinstance(outcome, Failure):
+                    self._after_failure(cell, live.arm, outcome)
+        return batches
 
     def _passes(self, block: Block, repeat: int) -> tuple[Pass, ...]:
         """Every block counts for the headline; where a step's time goes is asked in the first few only."""
@@ -407,6 +417,9 @@ class _Run:
             f"{cell.name}: texts of {arm.name} differ from those of the core's autoregressive by more than a near tie; "
             "a divergence_gap of 0 in its rows says that the core is the one to look at"
         )
+        self._warn(sentence, progress)
+
+    def _warn(self, sentence: str, progress: Reporter) -> None:
         if sentence not in self.notes.warnings:
             self.notes.warnings.append(sentence)
             progress.say(sentence)
@@ -481,6 +494,60 @@ class _Run:
             "outside_wrong": int((wrong & outside).sum()),
             "broke_contract": bool(reasons.str.startswith("ContractError").any()),
         }
+
+
+class _Stage:
+    """Where the arms of one cell are loaded; notes what is learnt of them on the way.
+
+    Attributes:
+        autoregressive: The arms that draft nothing, without the twin.
+    """
+
+    def __init__(
+        self, run: _Run, cell: ReadyCell, target: LoadedModel | Failure, pool: ModelPool, progress: Reporter
+    ) -> None:
+        self._run, self._cell, self._target, self._pool, self._progress = run, cell, target, pool, progress
+        self._largest = run.largest_block(cell)
+        self._achieved_s: dict[str, list[float]] = {}
+        self.autoregressive: set[str] = set()
+
+    def enter(self, arm: Arm) -> LiveArm:
+        """Load an arm; one that ran out of memory at a smaller batch is not tried."""
+        request, target = self._run.request, self._run.out_of_memory.skip(self._cell, arm) or self._target
+        live = live_arm(arm, self._cell, target, self._pool, request.method_class, limit_s=request.batch_limit_s)
+        if live.is_autoregressive and not arm.twin:
+            self.autoregressive.add(arm.name)
+        return live
+
+    def warm_up(self, live: LiveArm) -> None:
+        """Run it on what is not measured, and note what a step took."""
+        steps = [float(f"{seconds:.4g}") for seconds in live.warm_up(self._largest, self._run.measure.warmup)]
+        noted = self._run.notes.warmup_step_s.setdefault(self._cell.name, {})
+        noted[live.arm.name] = noted.get(live.arm.name) or steps
+        if live.failure is not None:
+            self._progress.say(f"{live.arm.name}: {live.failure.status}: {live.failure.reason}")
+
+    def leave(self, gone: LiveArms, models: set[str]) -> None:
+        """Note the draft latencies that were kept, and free the memory."""
+        for live in gone.values():
+            self._note_latency(live)
+        gone.clear()
+        self._pool.keep_only({repr(self._cell.cell.target.model), *map(repr, models)})
+        _release_memory()
+
+    def _note_latency(self, live: LiveArm) -> None:
+        if live.arm.draft_latency_ms is None:
+            return
+        achieved = self._achieved_s.setdefault(live.arm.name, [])
+        achieved += live.achieved_s()
+        if achieved:
+            self._run.notes.draft_latency_ms.setdefault(self._cell.name, {})[live.arm.name] = {
+                "requested": live.arm.draft_latency_ms,
+                "least": min(achieved) * 1e3,
+                "median": statistics.median(achieved) * 1e3,
+                "most": max(achieved) * 1e3,
+                "count": len(achieved),
+            }
 
 
 def _release_memory() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from specbench.report.findings import findings
 from specbench.report.metrics import Frames
 from specbench.report.metrics import frames as frames_of
 from specbench.report.page import facts, page
+from specbench.report.painters import Painters, painters
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,18 @@ def build_report(folder: Path, console: Console) -> list[Report]:
         console.print(f"Learning curves: {path}", soft_wrap=True, markup=False, highlight=False)
     if not found and not curves:
         raise ResultsError(f"{folder}: no run in it. `specbench run EXPERIMENT.yaml` makes one.")
-    return [_report(run, console) for run in found]
+    with painters() as hired:
+        return [_report(run, hired, console) for run in found]
 
 
-def _report(folder: Path, console: Console) -> Report:
+def _report(folder: Path, hired: Painters, console: Console) -> Report:
     results = load(folder)
     frames = frames_of(results)
+    drawn = hired.draw(frames, facts(results), _emptied(folder / "figures"))
     cautions = warnings(results, frames)
     _print_summary(results, frames, cautions, console)
     _write_tables(frames, folder / "tables")
-    images = _write_figures(results, frames, folder / "figures")
+    images = {name: plots.adaptive(svg) for name, svg in drawn if svg is not None}
     path = folder / "report.html"
     path.write_text(page(results, frames, images, cautions), encoding="utf-8")
     console.print(f"Report: {path}", soft_wrap=True, markup=False, highlight=False)
@@ -97,22 +99,10 @@ def _write_tables(frames: Frames, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_figures(results: Results, frames: Frames, folder: Path) -> dict[str, bytes]:
-    """Write each figure that the data has as PNG and SVG, and return the SVGs for the page, which know both themes."""
+def _emptied(folder: Path) -> Path:
+    """The folder of the figures, without those of an earlier report, whose data had an axis that this may lack."""
     folder.mkdir(exist_ok=True)
     for stale in (*folder.glob("*.png"), *folder.glob("*.svg")):
         if stale.stem in plots.FIGURES:
-            stale.unlink()  # of an earlier report, whose data had an axis that these may lack
-    images = {}
-    style = plots.look_of(frames)
-    with plots.themed("light"):
-        for name, drawing in plots.FIGURES.items():
-            figure = drawing.draw(frames, style, facts(results))
-            if figure is None:
-                continue
-            sink = io.BytesIO()
-            figure.savefig(sink, format="svg", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png")
-            (folder / f"{name}.svg").write_bytes(sink.getvalue())
-            images[name] = plots.adaptive(sink.getvalue())
-    return images
+            stale.unlink()
+    return folder
