@@ -91,7 +91,13 @@ class TargetSpec(Settings):
         """The label, or the model's name, or its shape."""
         if self.label is not None:
             return self.label
-        return self.model if isinstance(self.model, str) else self.model.shape
+        return brief(self.model) if isinstance(self.model, str) else self.model.shape
+
+
+def brief(model: str) -> str:
+    """What tables call a model: a folder by its last part, a name or hub id as it stands."""
+    is_folder = model.startswith(("/", ".", "~")) or model.count("/") > 1
+    return Path(model).name or model if is_folder else model
 
 
 class PromptSettings(Settings):

@@ -24,6 +24,7 @@ from specbench.config import (
     MethodEntry,
     PromptSettings,
     TargetSpec,
+    brief,
     interpret,
 )
 from specbench.document import Document, Faults, dotted
@@ -121,7 +122,13 @@ def read_plan(document: Document, options_class: OptionsClass) -> tuple[Experime
 def _plan(experiment: Experiment, options_class: OptionsClass, faults: Faults) -> Plan:
     shared = _arms(experiment.methods, options_class, faults)
     cells: list[Cell] = []
-    for target in experiment.targets:
+    names: set[str] = set()
+    for index, target in enumerate(experiment.targets):
+        if target.spec.name in names:
+            faults.add(
+                ("targets", index), "another target has that name; a label tells them apart", got=target.spec.name
+            )
+        names.add(target.spec.name)
         arms = _with_twins([*_arms(target.methods, options_class, faults), *shared], faults)
         for machine, prompts, decode in product(experiment.machine, experiment.prompts, experiment.decode):
             cells.append(Cell(len(cells), target.spec, prompts, decode, machine, arms))
@@ -241,17 +248,26 @@ def named(arms: Sequence[Arm]) -> tuple[Arm, ...]:
 def _name(arm: Arm, peers: Sequence[Arm]) -> str:
     if arm.method == AUTOREGRESSIVE:
         return TWIN if arm.twin else AUTOREGRESSIVE
-    own = _leaves(arm)
-    others = [_leaves(peer) for peer in peers]
+    shown = _shown_models(peers)
+    own = _leaves(arm, shown)
+    others = [_leaves(peer, shown) for peer in peers]
     differing = [
         f"{option}={own[option]}" for option in own if any(other.get(option) != own[option] for other in others)
     ]
     return " ".join([arm.label, *differing])
 
 
-def _leaves(arm: Arm) -> dict[str, str]:
+def _shown_models(arms: Sequence[Arm]) -> dict[str, str]:
+    """How the models of some arms are written: in brief, unless two of them would read the same."""
+    models = {model for arm in arms for name in arm.model_options if isinstance(model := arm.options.get(name), str)}
+    shown = {model: brief(model) for model in models}
+    return shown if len(set(shown.values())) == len(models) else {model: model for model in models}
+
+
+def _leaves(arm: Arm, models: Mapping[str, str]) -> dict[str, str]:
     """Every option that holds one value, nested ones with a dotted name, as short text."""
     leaves = dict(_flat("", arm.options))
+    leaves |= {name: models[leaves[name]] for name in arm.model_options if leaves.get(name) in models}
     latency = arm.draft_latency_ms
     return {**leaves, "latency": "measured" if latency is None else f"{latency:g}ms"}
 

@@ -126,6 +126,14 @@ def test_the_keywords_of_a_chat_template_are_taken_as_they_are(experiment):
     assert [d.chat_template_kwargs for d in found] == [{"tools": ["a", "b"], "thinking": False}]
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("pico", "pico"), ("owner/model", "owner/model"), ("/home/me/model", "model"), ("~/model/", "model"), (".", ".")],
+)
+def test_a_target_is_called_by_its_name_and_a_folder_by_its_last_part(model, name):
+    assert TargetSpec(model=model).name == name
+
+
 def test_a_target_may_be_a_shape_with_random_weights_and_bring_its_own_methods(experiment):
     text = (
         "name: x\nprompts: {source: stdlib}\ntargets:\n"

@@ -135,6 +135,16 @@ def test_options_carry_every_default_and_build_the_method_s_class():
     assert arm.build(Drafter) == Drafter(draft="a", widths=(1, 2))
 
 
+def test_two_targets_of_one_name_need_a_label(tmp_path):
+    text = "name: a\ntargets: [/one/final, {targets}]\nprompts: {source: stdlib}\nmethods: [heads]\n"
+    with pytest.raises(ConfigError, match=r":2: targets.1: another target has that name; .* got 'final'\.$"):
+        read_plan(parse(text.replace("{targets}", "/two/final"), "experiment.yaml"), options_class)
+    _, plan = read_plan(
+        parse(text.replace("{targets}", "{model: /two/final, label: other}"), "experiment.yaml"), options_class
+    )
+    assert [cell.target.name for cell in plan.cells] == ["final", "other"]
+
+
 @pytest.mark.parametrize(
     ("methods", "names"),
     [
@@ -157,6 +167,10 @@ def test_options_carry_every_default_and_build_the_method_s_class():
         ("[{drafter: {draft: a, label: heads}}, {heads: {heads: h}}]", ["heads draft=a gamma=4 widths=none tree=null "
          "stop.kind=never", "heads heads=h"]),
         ("[{drafter: {draft: a, label: autoregressive-twin}}]", ["autoregressive-twin #2"]),
+        ("[{drafter: {draft: [/my/one, ./two, owner/three]}}]",
+         ["drafter draft=one", "drafter draft=two", "drafter draft=owner/three"]),
+        ("[{drafter: {draft: [/first/final, /second/final]}}]",
+         ["drafter draft=/first/final", "drafter draft=/second/final"]),
     ],
 )  # fmt: skip
 def test_an_arm_is_named_by_its_label_and_the_options_in_which_it_differs(methods, names):
