@@ -49,9 +49,11 @@ class Turns:
         self._stage = stage
         self._live: LiveArms = {}
         self._frozen = ExitStack()
+        self._settled = False
         self.groups = self._found([arm for arm in arms if not arm.twin])
         self.groups[-1] += [arm for arm in arms if arm.twin]
-        self._enter(self.groups[-1])
+        self._settled = True
+        self._change_to(self.groups[-1])
 
     def __enter__(self) -> "Turns":
         return self
@@ -61,11 +63,9 @@ class Turns:
 
     def block(self) -> Iterator[LiveArms]:
         """Each group once, loaded; first the one that was last in the block before."""
-        last_is_loaded = self._is_loaded(self.groups[-1])
-        for group in reversed(self.groups) if last_is_loaded else self.groups:
-            if not self._is_loaded(group):
-                self._clear()
-                self._enter(group)
+        ahead = self._live.keys() == {arm.name for arm in self.groups[0]}
+        for group in self.groups if ahead else reversed(self.groups):
+            self._change_to(group)
             yield self._live
 
     def _found(self, arms: Sequence[Arm]) -> list[list[Arm]]:
@@ -76,8 +76,10 @@ class Turns:
             groups.append([arm for arm in arms if arm.name in self._live])
         return sorted(groups, key=lambda group: all(arm.method != AUTOREGRESSIVE for arm in group))
 
-    def _is_loaded(self, group: Sequence[Arm]) -> bool:
-        return all(arm.name in self._live for arm in group)
+    def _change_to(self, group: Sequence[Arm]) -> None:
+        if not self._live.keys() <= {arm.name for arm in group}:
+            self._clear()
+        self._enter(group)
 
     def _enter(self, arms: Sequence[Arm]) -> list[Arm]:
         """Load and warm up what is not there yet and fits beside what is, and return the rest.
@@ -85,6 +87,8 @@ class Turns:
         Warming up comes after all are loaded: an arm must have room beside the others' models as well.
         """
         new = [arm for arm in arms if arm.name not in self._live]
+        if not new:
+            return []
         for arm in new:
             self._live[arm.name] = self._stage.enter(arm)
             self._drop_if_crowded(arm)
@@ -97,6 +101,9 @@ class Turns:
         return [arm for arm in new if arm.name not in self._live]
 
     def _drop_if_crowded(self, arm: Arm) -> None:
+        """While groups are being found; later on, an arm that has no room any more is one that fails."""
+        if self._settled:
+            return
         if self._live[arm.name].out_of_memory and self._models() - set(model_names(arm)):
             self._leave({arm.name: self._live.pop(arm.name)})
 

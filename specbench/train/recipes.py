@@ -122,8 +122,14 @@ class Recipe:
     eval_windows: int = 64
 
 
-# A draft first learns the language from the text itself, then the target's view of it.
-_DRAFT = Schedule((Cycle(300, decay_share=0.0), Cycle(400, decay_share=1.0, teacher_weight=0.9)))
+# A draft first learns the language from the text itself, then the target's view of it, then the target's own text.
+_DRAFT = Schedule(
+    (
+        Cycle(300, decay_share=0.0),
+        Cycle(400, decay_share=1.0, teacher_weight=0.9),
+        Cycle(800, 0.7, decay_share=1.0, teacher_weight=1.0, own_batches=256),
+    )
+)
 
 _TARGET = Schedule((Cycle(1000), Cycle(800, 0.7, 0.75)))
 

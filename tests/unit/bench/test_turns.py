@@ -29,22 +29,22 @@ BASELINE, TWINS = arm(AUTOREGRESSIVE, method=AUTOREGRESSIVE), arm(TWIN, method=A
 
 
 class SmallStage:
-    """Holds a limited number of drafts; `crowds` names arms that only run out of memory once they run."""
+    """Has room for some drafts; ``beside`` says of some arms next to how many drafts they have room to run."""
 
-    def __init__(self, room, crowds=()):
-        self.room, self.crowds = room, crowds
+    def __init__(self, room, beside=()):
+        self.room, self.beside = room, dict(beside)
         self.models, self.there, self.log = set(), {}, []
 
     def enter(self, arm):
         wanted = set(arm.options.values())
-        full = len(self.models | wanted) > self.room and arm.name not in self.crowds
+        full = len(self.models | wanted) > self.room
         self.models |= wanted  # a model that did not fit may leave a part of itself behind
         self.there[arm.name] = SimpleNamespace(arm=arm, out_of_memory=full, failure="oom" if full else None)
         return self.there[arm.name]
 
     def warm_up(self, live):
         self.log.append(live.arm.name)
-        live.out_of_memory |= len(self.models) > self.room and live.arm.name in self.crowds
+        live.out_of_memory |= len(self.models) > self.beside.get(live.arm.name, self.room)
 
     def leave(self, gone, models):
         for name in gone:
@@ -77,7 +77,7 @@ def test_arms_that_do_not_fit_together_alternate_forwards_and_backwards():
 
 
 def test_an_arm_that_only_runs_out_of_memory_when_it_runs_is_moved_as_well():
-    with Turns([BASELINE, TWINS, arm("a", "A"), arm("b", "B")], SmallStage(room=1, crowds=("a", "b"))) as turns:
+    with Turns([BASELINE, TWINS, arm("a", "A"), arm("b", "B")], SmallStage(room=2, beside={"a": 1, "b": 1})) as turns:
         drafting = [{"a", "b"} & {*group} for group in names(turns.groups)]
     assert sorted(map(sorted, drafting)) == [["a"], ["b"]]
 
@@ -87,6 +87,24 @@ def test_an_arm_that_does_not_fit_alone_fails_and_gets_no_turn_of_its_own():
     with Turns([BASELINE, TWINS, arm("a", "A")], stage) as turns:
         assert len(turns.groups) == 1
         assert stage.there["a"].failure == "oom"
+
+
+def test_an_arm_that_loses_its_room_later_stays_and_fails():
+    stage = SmallStage(room=1)
+    failures = {}
+    with Turns([BASELINE, TWINS, arm("a", "A"), arm("b", "B")], stage) as turns:
+        blocks(turns, 1)
+        stage.room = 0
+        for group in turns.block():
+            failures |= {name: live.failure for name, live in group.items()}
+    assert failures.keys() == {AUTOREGRESSIVE, "a", "b", TWIN}
+    assert (failures["a"], failures["b"]) == (None, "oom")
+
+
+def test_the_baseline_is_in_the_first_group_though_it_had_no_room_at_first():
+    with Turns([BASELINE, TWINS, arm("a", "A")], SmallStage(room=1, beside={AUTOREGRESSIVE: 0})) as turns:
+        assert names(turns.groups) == [[AUTOREGRESSIVE], ["a", TWIN]]
+        assert blocks(turns, 2) == [[[AUTOREGRESSIVE], ["a", TWIN]], [["a", TWIN], [AUTOREGRESSIVE]]]
 
 
 @pytest.fixture
