@@ -104,7 +104,7 @@ def test_an_arm_that_loses_its_room_later_stays_and_fails():
 def test_the_baseline_is_in_the_first_group_though_it_had_no_room_at_first():
     with Turns([BASELINE, TWINS, arm("a", "A")], SmallStage(room=1, beside={AUTOREGRESSIVE: 0})) as turns:
         assert names(turns.groups) == [[AUTOREGRESSIVE], ["a", TWIN]]
-        assert blocks(turns, 2) == [[[AUTOREGRESSIVE], ["a", TWIN]], [["a", TWIN], [AUTOREGRESSIVE]]]
+        assert blocks(turns, 2) == [[["a", TWIN], [AUTOREGRESSIVE]], [[AUTOREGRESSIVE], ["a", TWIN]]]
 
 
 @pytest.fixture
