@@ -24,7 +24,7 @@ from specbench.analysis.speedup import fastest_path
 from specbench.analysis.stability import Caution, cautions
 from specbench.bench import machine, timing
 from specbench.bench.arms import Failure, LiveArm, MethodClass, Outcome, Pass, failure_of, live_arm
-from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, ready
+from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, model_names, ready
 from specbench.bench.conditions import Conditions, Observer
 from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.dry_run import dry_run
@@ -534,6 +534,10 @@ class _Stage:
         gone.clear()
         self._pool.keep_only({repr(self._cell.cell.target.model), *map(repr, models)})
         _release_memory()
+
+    def models(self) -> set[str]:
+        """The drafts of the cell that are loaded."""
+        return {name for arm in self._cell.cell.arms for name in model_names(arm) if self._pool.has(name)}
 
     def _note_latency(self, live: LiveArm) -> None:
         if live.arm.draft_latency_ms is None:

@@ -29,6 +29,9 @@ class Stage(Protocol):
     def leave(self, gone: LiveArms, models: set[str]) -> None:
         """Let go of some arms, to which nobody else refers, and of every draft but ``models``."""
 
+    def models(self) -> set[str]:
+        """The drafts that are loaded, also those that an earlier cell has left."""
+
 
 class Turns:
     """Which arms stand together, and which of them are loaded.
@@ -59,7 +62,8 @@ class Turns:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._clear()
+        kept = self._stage.models() if len(self.groups) == 1 else set()  # the next cell may use what fits
+        self._leave([*self._live], kept)
 
     def block(self) -> Iterator[LiveArms]:
         """Each group once, loaded; first the one that was last in the block before."""
@@ -71,10 +75,11 @@ class Turns:
     def _found(self, arms: Sequence[Arm]) -> list[list[Arm]]:
         groups, rest = [], list(arms)
         while rest:
-            self._clear()
             rest = self._enter(rest)
             groups.append([arm for arm in arms if arm.name in self._live])
-        return sorted(groups, key=lambda group: all(arm.method != AUTOREGRESSIVE for arm in group))
+            if rest:
+                self._clear()
+        return sorted(filter(None, groups), key=lambda group: all(arm.method != AUTOREGRESSIVE for arm in group))
 
     def _change_to(self, group: Sequence[Arm]) -> None:
         if not self._live.keys() <= {arm.name for arm in group}:
@@ -102,22 +107,17 @@ class Turns:
 
     def _drop_if_crowded(self, arm: Arm) -> None:
         """While groups are being found; later on, an arm that has no room any more is one that fails."""
-        if self._settled:
-            return
-        if self._live[arm.name].out_of_memory and self._models() - set(model_names(arm)):
-            self._leave({arm.name: self._live.pop(arm.name)})
-
-    def _models(self) -> set[str]:
-        """The drafts of the arms that are loaded and can run."""
-        return {name for live in self._live.values() if live.failure is None for name in model_names(live.arm)}
+        crowded = self._live[arm.name].out_of_memory and self._stage.models() - {*model_names(arm)}
+        if crowded and not self._settled:
+            others = [live.arm for name, live in self._live.items() if name != arm.name and live.failure is None]
+            self._leave([arm.name], {model for other in others for model in model_names(other)})
 
     def _clear(self) -> None:
-        gone, self._live = self._live, {}
-        self._leave(gone)
+        self._leave([*self._live], set())
 
-    def _leave(self, gone: LiveArms) -> None:
+    def _leave(self, names: Sequence[str], models: set[str]) -> None:
         self._frozen.close()
-        self._stage.leave(gone, self._models())
+        self._stage.leave({name: self._live.pop(name) for name in names}, models)
 
     def _freeze(self) -> None:
         self._frozen.close()

@@ -191,6 +191,10 @@ class ModelPool:
         check_same_token_map(target.source, source)
         return self.get(reference).model.sharing_weights()
 
+    def has(self, reference: str | RandomModel) -> bool:
+        """Whether the model is loaded."""
+        return repr(reference) in self._loaded
+
     def keep_only(self, references: set[str]) -> None:
         """Let go of every model but those whose ``repr`` is in ``references``."""
         self._loaded = {key: model for key, model in self._loaded.items() if key in references}

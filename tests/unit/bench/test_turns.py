@@ -33,23 +33,26 @@ class SmallStage:
 
     def __init__(self, room, beside=()):
         self.room, self.beside = room, dict(beside)
-        self.models, self.there, self.log = set(), {}, []
+        self.loaded, self.there, self.log = set(), {}, []
 
     def enter(self, arm):
         wanted = set(arm.options.values())
-        full = len(self.models | wanted) > self.room
-        self.models |= wanted  # a model that did not fit may leave a part of itself behind
+        full = len(self.loaded | wanted) > self.room
+        self.loaded |= set() if full else wanted
         self.there[arm.name] = SimpleNamespace(arm=arm, out_of_memory=full, failure="oom" if full else None)
         return self.there[arm.name]
 
     def warm_up(self, live):
         self.log.append(live.arm.name)
-        live.out_of_memory |= len(self.models) > self.beside.get(live.arm.name, self.room)
+        live.out_of_memory |= len(self.loaded) > self.beside.get(live.arm.name, self.room)
 
     def leave(self, gone, models):
         for name in gone:
             del self.there[name]
-        self.models = {model for model in self.models if model in models}
+        self.loaded &= models
+
+    def models(self):
+        return self.loaded
 
 
 def names(groups):
@@ -99,6 +102,13 @@ def test_an_arm_that_loses_its_room_later_stays_and_fails():
             failures |= {name: live.failure for name, live in group.items()}
     assert failures.keys() == {AUTOREGRESSIVE, "a", "b", TWIN}
     assert (failures["a"], failures["b"]) == (None, "oom")
+
+
+def test_a_model_that_an_earlier_cell_has_left_is_dropped_before_an_arm_fails_for_it():
+    stage = SmallStage(room=1)
+    stage.loaded = {"B"}
+    with Turns([BASELINE, TWINS, arm("a", "A")], stage) as turns:
+        assert names(turns.groups) == [[AUTOREGRESSIVE], ["a", TWIN]]
 
 
 def test_the_baseline_is_in_the_first_group_though_it_had_no_room_at_first():
