@@ -82,7 +82,8 @@ def draft(
     device: Device = "auto",
     dtype: Dtype = "bfloat16",
 ) -> None:
-    """Train a draft with the target's token map: first on the text, then distilled from the target.
+    """Train a draft with the target's token map: first on the text, then distilled from the target, at last
+    on what the target itself writes.
 
     Example: specbench train draft my-draft --target ./my-model --shape 2x320x5x640 --data corpus/
     """
