@@ -142,7 +142,7 @@ class DraftModel(Method):
             base=view.lengths - 1,
             node=both,
             depth=both[None],
-            ancestors=(both <= both[:, None])[None],
+            ancestors=None,
             dead=~view.active[:, None],
         )
         return self.model.forward(nodes, view.longest).logits[:, -1:]
@@ -206,7 +206,7 @@ class DraftModel(Method):
             base=view.lengths + index + 1,
             node=here,
             depth=here[None],
-            ancestors=torch.ones(1, 1, 1, dtype=torch.bool, device=token.device),
+            ancestors=None,
             dead=~view.active[:, None],
         )
         return self.model.forward(nodes, view.longest + index + 1).logits

@@ -146,7 +146,7 @@ def _forwards(
     return target_s, draft_s
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _plain_forwards(
     module: nn.Module, requests: Requests, length: int, widths: list[int], times: int, clock: Timeline
 ) -> float:

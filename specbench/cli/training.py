@@ -82,8 +82,7 @@ def draft(
     device: Device = "auto",
     dtype: Dtype = "bfloat16",
 ) -> None:
-    """Train a draft with the target's token map: first on the text, then distilled from the target, at last
-    on what the target itself writes.
+    """Train a draft with the target's token map: on the text, then on the target's view of it and on its own text.
 
     Example: specbench train draft my-draft --target ./my-model --shape 2x320x5x640 --data corpus/
     """

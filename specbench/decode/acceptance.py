@@ -218,6 +218,8 @@ def follow(step: Verification, chosen: Tensor) -> Decision:
         chosen: The target's token after every node, (B, N1).
     """
     layout = step.layout
+    if layout.num_nodes == 1:
+        return Decision(torch.zeros_like(chosen[:, 0]), chosen[:, 0])
     hit = (step.tokens == chosen.gather(1, layout.parent)) & layout.eligible
     missed = ~hit & (layout.node > 0)
     accepted = ~(layout.ancestors & missed[:, None, :]).any(-1)

@@ -21,8 +21,8 @@ from specbench.errors import ModelRefusedError, first_line
 if TYPE_CHECKING:
     from specbench.decode.method import Hidden
 
-# A KV view grows in strides, so that few shapes occur; 64 costs a query nothing measurable.
-_VIEW_STRIDE = 64
+# A KV view grows in strides. On a GPU few shapes should occur; on a CPU every slot more is a slot more to read.
+_VIEW_STRIDE = {"cuda": 64, "cpu": 16}
 _KNOWN_ATTENTION = {"full_attention", "sliding_attention"}
 
 
@@ -34,7 +34,8 @@ class Nodes(NamedTuple):
         base: Committed tokens that every query sees; node j of row b sits in slot ``base[b] + j``, (B,).
         node: Which node each query is, (M,).
         depth: Its depth below the base, (B, M) or (1, M); its position is ``base + depth``.
-        ancestors: Which nodes each query sees, itself included, (B, M, K) or (1, M, K).
+        ancestors: Which nodes each query sees, itself included, (B, M, K) or (1, M, K); None where the queries stand in
+            a line and are all the nodes there are: then each sees those before it.
         dead: Queries whose KV must not be kept, (B, M) or (B, 1).
         key_depth: Depth of every node 0..K-1, (B, K) or (1, K); None where it equals ``depth``.
     """
@@ -43,7 +44,7 @@ class Nodes(NamedTuple):
     base: Tensor
     node: Tensor
     depth: Tensor
-    ancestors: Tensor
+    ancestors: Tensor | None
     dead: Tensor
     key_depth: Tensor | None = None
 
@@ -95,7 +96,8 @@ class CachedModel:
         """Make room for ``batch`` rows of ``slots`` slots; a slab that fits serves again, as nothing stale is read."""
         if self._cache is None or self._cache.batch != batch or self._cache.slots < slots:
             self._cache = None  # let go of the old slab before the new one is made
-            self._cache = SlabCache(self.kv_shape, batch, slots, self.dtype, self.device)
+            with torch.inference_mode(mode=False):  # a forward outside the loop may write to it too
+                self._cache = SlabCache(self.kv_shape, batch, slots, self.dtype, self.device)
 
     @torch.no_grad()
     def prefill(
@@ -139,24 +141,34 @@ class CachedModel:
 
     def _forward(self, nodes: Nodes, longest: int, hidden: tuple["Hidden", ...]) -> Output:
         cache, base = self.cache, nodes.base[:, None]
-        reach = nodes.ancestors.shape[-1]
-        view = min(-(-(longest + reach) // _VIEW_STRIDE) * _VIEW_STRIDE, cache.slots - 1)
-        slots = torch.where(nodes.dead, cache.trash, base + nodes.node)
+        reach = (nodes.tokens if nodes.ancestors is None else nodes.ancestors).shape[-1]
+        stride = _VIEW_STRIDE.get(self.device.type, 64)
+        view = min(-(-(longest + reach) // stride) * stride, cache.slots - 1)
+        own_slots = base + nodes.node
+        slots = torch.where(nodes.dead, cache.trash, own_slots)
         positions = base + nodes.depth
         if self.max_positions is not None:
             # Nodes beyond the last position are beyond the budget as well: they are computed and never kept.
             positions = positions.clamp_max(self.max_positions - 1)
         key = torch.arange(view, device=self.device)
-        visible = (key < base)[:, None, :].repeat(1, nodes.tokens.shape[1], 1)
-        columns = base + torch.arange(reach, device=self.device)
-        ancestors = nodes.ancestors.expand(len(base), -1, -1)
-        visible.scatter_(2, columns[:, None, :].expand(ancestors.shape), ancestors)
-        key_positions = key[None]
-        if self._masks.window is not None:
-            depth = nodes.depth if nodes.key_depth is None else nodes.key_depth
-            key_positions = key.expand(len(base), -1).scatter(1, columns, (base + depth).expand(columns.shape))
+        if nodes.ancestors is None:
+            visible, key_positions = key <= own_slots[:, :, None], key[None]
+        else:
+            visible, key_positions = self._visible(nodes, nodes.ancestors, key)
         masks = self._additive(visible, positions, key_positions)
         return self._run(nodes.tokens, positions, Window(cache.rows, slots, view), masks, hidden)
+
+    def _visible(self, nodes: Nodes, ancestors: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Which slots each node of a tree sees, (B, M, view), and the position of what stands in them."""
+        base = nodes.base[:, None]
+        visible = (key < base)[:, None, :].repeat(1, nodes.tokens.shape[1], 1)
+        columns = base + torch.arange(ancestors.shape[-1], device=self.device)
+        ancestors = ancestors.expand(len(base), -1, -1)
+        visible.scatter_(2, columns[:, None, :].expand(ancestors.shape), ancestors)
+        if self._masks.window is None:
+            return visible, key[None]
+        depth = nodes.depth if nodes.key_depth is None else nodes.key_depth
+        return visible, key.expand(len(base), -1).scatter(1, columns, (base + depth).expand(columns.shape))
 
     def partial(self, nodes: Nodes, longest: int, layers: int) -> Output:
         """Run nodes through the first ``layers`` layers only, then the final norm and the head: an early exit.
@@ -178,7 +190,8 @@ class CachedModel:
     ) -> Output:
         """Run a whole tree, root and all, (B, N + 1)."""
         dead = layout.padding | ~active[:, None]
-        nodes = Nodes(tokens, lengths, layout.node, layout.depth, layout.ancestors, dead)
+        ancestors = None if layout.is_chain else layout.ancestors
+        nodes = Nodes(tokens, lengths, layout.node, layout.depth, ancestors, dead)
         return self.forward(nodes, longest, hidden)
 
     def _additive(self, visible: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor | dict[str, Tensor]:

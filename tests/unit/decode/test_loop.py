@@ -462,7 +462,7 @@ def test_reading_late_costs_one_step_that_is_not_counted(monkeypatch):
 @pytest.mark.parametrize("options", [{"gamma": 3}, {"tree": {"branching": [2, 2, 1]}}], ids=str)
 def test_a_view_is_long_enough_to_the_very_slot(options, lag, monkeypatch):
     """Views grow in strides, which hide a bound that is too low; with a stride of one it would be an error."""
-    monkeypatch.setattr(target_module, "_VIEW_STRIDE", 1)
+    monkeypatch.setitem(target_module._VIEW_STRIDE, "cpu", 1)
     monkeypatch.setattr(loop, "read_lag", lambda device: lag)
     target = decoding.family("mistral")
     method = decoding.draft_model(target, decoding.drafts_of("mistral"), draft="same", **options)
