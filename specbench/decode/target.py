@@ -78,6 +78,7 @@ class CachedModel:
         self.pacer: AbstractContextManager[None] = nullcontext()
         _check_interface(module, name)
         self._masks = _mask_kinds(self.config, name)
+        self._seen, self._unseen = parameter.new_tensor([0.0, -torch.inf]).unbind()
         self.kv_shape = _probe_kv_shape(module, name)
         _refuse_unknown_windows(self.config, name)
         self._cache: SlabCache | None = None
@@ -206,8 +207,7 @@ class CachedModel:
         return {"full_attention": full, "sliding_attention": sliding}
 
     def _to_scores(self, visible: Tensor) -> Tensor:
-        scores = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
-        return scores.masked_fill_(~visible, -torch.inf)[:, None]
+        return torch.where(visible, self._seen, self._unseen)[:, None]
 
     def _run(
         self,
