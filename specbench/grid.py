@@ -124,11 +124,10 @@ def _plan(experiment: Experiment, options_class: OptionsClass, faults: Faults) -
     cells: list[Cell] = []
     names: set[str] = set()
     for index, target in enumerate(experiment.targets):
-        if target.spec.name in names:
-            faults.add(
-                ("targets", index), "another target has that name; a label tells them apart", got=target.spec.name
-            )
-        names.add(target.spec.name)
+        name = target.spec.name
+        if name in names:
+            faults.add(("targets", index), "another target has that name; a label tells them apart", got=name)
+        names.add(name)
         arms = _with_twins([*_arms(target.methods, options_class, faults), *shared], faults)
         for machine, prompts, decode in product(experiment.machine, experiment.prompts, experiment.decode):
             cells.append(Cell(len(cells), target.spec, prompts, decode, machine, arms))

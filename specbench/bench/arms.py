@@ -65,7 +65,7 @@ class LiveArm(ABC):
         passes: The passes that it takes part in.
         arm: What it is.
         failure: Set where no batch of this cell can run.
-        out_of_memory: Whether it ran out of memory while it was loaded or warmed up.
+        out_of_memory: Whether it has run out of memory, while it was loaded or since.
     """
 
     passes: ClassVar[tuple[Pass, ...]]
@@ -83,8 +83,7 @@ class LiveArm(ABC):
         try:
             reason = self._load(self._context(target, pool))
         except Exception as error:  # noqa: BLE001  (a method may be anyone's, and its fault becomes rows)
-            self.failure = failure_of(error)
-            self._note_memory(self.failure)
+            self.failure = self._failed(error)
             return
         if reason is not None:
             self.failure = Failure("unsupported", reason)
@@ -125,13 +124,9 @@ class LiveArm(ABC):
         requests, step_s = _warm_up_requests(block), []
         for _ in range(passes):
             outcome = self._decode(requests, "headline")
-            self._note_memory(outcome)
             if isinstance(outcome, Measured) and outcome.trace.steps:
                 step_s.append(outcome.timing.decode_s / outcome.trace.steps)
         return step_s
-
-    def _note_memory(self, outcome: Outcome) -> None:
-        self.out_of_memory |= isinstance(outcome, Failure) and outcome.status == "oom"
 
     def achieved_s(self) -> list[float]:
         """What every draft call took whose latency is kept, in seconds."""
@@ -148,8 +143,13 @@ class LiveArm(ABC):
             with no_garbage_collection():
                 trace = self._generate(requests, watch)
         except Exception as error:  # noqa: BLE001  (one arm's fault must not end the run)
-            return failure_of(error)
+            return self._failed(error)
         return Measured(trace, watch.timing)
+
+    def _failed(self, error: Exception) -> Failure:
+        failure = failure_of(error)
+        self.out_of_memory |= failure.status == "oom"
+        return failure
 
 
 class CoreArm(LiveArm):
@@ -211,7 +211,6 @@ class CoreArm(LiveArm):
             outcome = self._decode(requests, "headline")
             if isinstance(outcome, Failure):
                 self.failure = outcome  # rows that say "injected" must not run at the draft's own pace
-                self._note_memory(outcome)
                 return
         natural = self.achieved_s()
         if natural and statistics.median(natural) > floor_s:

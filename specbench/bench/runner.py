@@ -529,9 +529,8 @@ class _Stage:
 
     def leave(self, gone: LiveArms, models: set[str]) -> None:
         """Note the draft latencies that were kept, and free the memory."""
-        for live in gone.values():
-            self._note_latency(live)
-        gone.clear()
+        while gone:  # taken out one by one, so that no name here keeps the last one's memory
+            self._note_latency(gone.popitem()[1])
         self._pool.keep_only({repr(self._cell.cell.target.model), *map(repr, models)})
         _release_memory()
 

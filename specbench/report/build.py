@@ -51,6 +51,8 @@ def build_report(folder: Path, console: Console) -> list[Report]:
         console.print(f"Learning curves: {path}", soft_wrap=True, markup=False, highlight=False)
     if not found and not curves:
         raise ResultsError(f"{folder}: no run in it. `specbench run EXPERIMENT.yaml` makes one.")
+    if not found:
+        return []
     with painters() as hired:
         return [_report(run, hired, console) for run in found]
 

@@ -403,10 +403,8 @@ CLAIM = "name: x\ntargets: [pico]\nprompts: {source: stdlib}\nclaim: "
         "{says: it is fast, published: {lookup: 1.5}}",
     ],
 )
-def test_a_claim_names_two_kinds_of_arms_or_published_values(tmp_path, claim):
-    path = tmp_path / "e.yaml"
-    path.write_text(CLAIM + claim, encoding="utf-8")
-    assert "claim:" in load(path).yaml
+def test_a_claim_names_two_kinds_of_arms_or_published_values(experiment, claim):
+    assert "claim:" in experiment(CLAIM + claim).yaml
 
 
 @pytest.mark.parametrize(
@@ -418,8 +416,6 @@ def test_a_claim_names_two_kinds_of_arms_or_published_values(tmp_path, claim):
         "{says: it is fast, fastr: {}}",
     ],
 )
-def test_a_claim_that_compares_nothing_is_refused_with_its_line(tmp_path, claim):
-    path = tmp_path / "e.yaml"
-    path.write_text(CLAIM + claim, encoding="utf-8")
+def test_a_claim_that_compares_nothing_is_refused_with_its_line(experiment, claim):
     with pytest.raises(ConfigError, match=r"e\.yaml:4: claim"):
-        load(path)
+        experiment(CLAIM + claim)

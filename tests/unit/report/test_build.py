@@ -61,6 +61,19 @@ def test_a_figure_that_the_data_no_longer_has_is_taken_away(tmp_path, monkeypatc
     assert (folder / "figures" / "speedup.png").exists()
 
 
+def test_figures_are_the_same_whether_one_process_draws_them_or_several(tmp_path, monkeypatch):
+    arms = (AUTOREGRESSIVE, TWIN, Arm("fast", alpha=0.8, gamma=4))
+    drawn = []
+    for cores in ({0}, {0, 1}):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+        plan = Plan(arms, (1,), prompts=2, repeats=1, max_new_tokens=8)
+        folder = write_results(tmp_path / str(len(cores)) / "same", plan)
+        build_report(folder, Console(quiet=True))
+        drawn.append({path.name: path.read_bytes() for path in (folder / "figures").iterdir()})
+    assert len(drawn[0]) > 4
+    assert drawn[0] == drawn[1]
+
+
 def test_the_page_ends_with_where_it_comes_from(built):
     text = built[0][0].path.read_text(encoding="utf-8")
     assert "0123456789abcdef" in text
