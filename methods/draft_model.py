@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from specbench.decode.method import Caps, LoadContext, Method, Options, Prefill, RowView, StepResult, TokenTree
-from specbench.decode.target import CachedModel, Nodes
+from specbench.decode.sampling import first_largest
+from specbench.decode.target import Branches, CachedModel, Nodes
 from specbench.decode.tree import Layout, Topology, lay_out
 from specbench.errors import UnsupportedError
 
@@ -136,16 +137,8 @@ class DraftModel(Method):
         missing, everywhere else it is written a second time with the same values. So no row needs a case of its own.
         """
         before = view.tokens.gather(1, view.lengths[:, None] - 1)
-        both = torch.arange(2, device=view.root.device)
-        nodes = Nodes(
-            tokens=torch.cat([before, view.root[:, None]], dim=1),
-            base=view.lengths - 1,
-            node=both,
-            depth=both[None],
-            ancestors=None,
-            dead=~view.active[:, None],
-        )
-        return self.model.forward(nodes, view.longest).logits[:, -1:]
+        both = torch.cat([before, view.root[:, None]], dim=1)
+        return self.model.forward(Nodes(both, view.lengths - 1), view.longest).logits[:, -1:]
 
     def _draft_chain(self, view: RowView) -> TokenTree:
         sampled = self._is_sampled(view)
@@ -185,7 +178,7 @@ class DraftModel(Method):
         """The next draft token (B, 1), and the distribution (B, 1, V) that it was drawn from, if it was."""
         sampler = view.sampler
         if not sampled:
-            return sampler.weigh(logits, positions).argmax(-1), None
+            return first_largest(sampler.weigh(logits, positions)), None
         token = sampler.draw(logits, positions, sampler.draft_stream)
         return token, sampler.probs(logits, positions) if sampler.needs_draft_probs else None
 
@@ -200,16 +193,7 @@ class DraftModel(Method):
         return going
 
     def _next_logits(self, view: RowView, token: Tensor, index: int) -> Tensor:
-        here = torch.zeros(1, dtype=torch.int64, device=token.device)
-        nodes = Nodes(
-            tokens=token,
-            base=view.lengths + index + 1,
-            node=here,
-            depth=here[None],
-            ancestors=None,
-            dead=~view.active[:, None],
-        )
-        return self.model.forward(nodes, view.longest + index + 1).logits
+        return self.model.forward(Nodes(token, view.lengths + index + 1), view.longest + index + 1).logits
 
     def _draft_tree(self, view: RowView) -> TokenTree:
         tree = self.options.tree
@@ -247,13 +231,10 @@ class DraftModel(Method):
         """Logits after the nodes of one level, (B, level, rows of the vocabulary)."""
         level = slice(first + 1, last + 1)
         seen = last + 1
-        nodes = Nodes(
-            tokens=tokens[:, first:last],
-            base=view.lengths,
+        branches = Branches(
             node=layout.node[level],
             depth=layout.depth[:, level],
             ancestors=layout.ancestors[:, level, :seen],
-            dead=~view.active[:, None],
             key_depth=layout.depth[:, :seen],
         )
-        return self.model.forward(nodes, view.longest).logits
+        return self.model.forward(Nodes(tokens[:, first:last], view.lengths, branches), view.longest).logits

@@ -49,6 +49,7 @@ class Arm:
         draft_latency_ms: Lower bound on the time of a draft forward; None is as measured.
         twin: Whether this is the second of the two autoregressive arms.
         model_options: The options that hold a model, each with its stand-ins from the embedded family.
+        drafter_options: The options that hold trained weights of the method's own, each with its stand-ins.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Arm:
     draft_latency_ms: float | None = None
     twin: bool = False
     model_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    drafter_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def build(self, options_class: type[O]) -> O:
         """The options as the method's own class."""
@@ -181,7 +183,8 @@ def _arm(entry: MethodEntry, point: Point, model: type[BaseModel], faults: Fault
         name="",
         options=options.model_dump(mode="json"),
         draft_latency_ms=common.draft_latency_ms,
-        model_options=_model_options(model),
+        model_options=_options_declared(model, "model", _STAND_INS),
+        drafter_options=_options_declared(model, "drafter", ()),
     )
 
 
@@ -194,14 +197,16 @@ def _part(point: Point, model: type[BaseModel], *, inside: bool) -> Point:
 _STAND_INS = ("pico-wide", "pico-deep")
 
 
-def _model_options(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
-    """The options declared with ``json_schema_extra={"model": True}``, or with the name of their stand-in."""
+def _options_declared(
+    model: type[BaseModel], kind: str, stand_ins: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """The options declared with ``json_schema_extra={kind: True}``, or with the name of their stand-in."""
     found: dict[str, tuple[str, ...]] = {}
     for name, info in model.model_fields.items():
         extra = info.json_schema_extra
-        declared = extra.get("model") if isinstance(extra, dict) else None
+        declared = extra.get(kind) if isinstance(extra, dict) else None
         if declared:
-            found[name] = (declared,) if isinstance(declared, str) else _STAND_INS
+            found[name] = (declared,) if isinstance(declared, str) else stand_ins
     return found
 
 
@@ -378,8 +383,8 @@ def _small_arms(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     kept: list[Arm] = []
     for arm in arms:
         options = dict(arm.options)
-        for option, family in arm.model_options.items():
-            if options[option] is not None:
+        for option, family in {**arm.model_options, **arm.drafter_options}.items():
+            if options[option] is not None and family:
                 seen = stand_ins.setdefault(option, {})
                 model = _canonical(options[option])
                 own = options[option] if options[option] in family else family[len(seen) % len(family)]

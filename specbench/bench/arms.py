@@ -24,7 +24,7 @@ from specbench.bench.timing import (
 )
 from specbench.decode.acceptance import Rule, rule_for
 from specbench.decode.loop import Requests, generate
-from specbench.decode.method import LoadContext, Method
+from specbench.decode.method import D, LoadContext, Method
 from specbench.decode.outside import Baseline
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, Watch
@@ -93,7 +93,10 @@ class LiveArm(ABC):
             self._handles.append(pool.draft(name, target))
             return self._handles[-1]
 
-        return LoadContext(target.model, draft_model)
+        def drafter(kind: type[D], reference: str) -> D:
+            return pool.drafter(kind, reference, target)
+
+        return LoadContext(target.model, draft_model, drafter)
 
     @property
     @abstractmethod

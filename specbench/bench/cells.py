@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specbench.bench.prompts import Prompt, PromptSet, load_prompts
-from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticRule
-from specbench.decode.acceptance import Rule, Synthetic, rule_for
+from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticRule, TypicalRule
+from specbench.decode.acceptance import Rule, Synthetic, Typical, rule_for
 from specbench.decode.loop import Decoding, Requests
 from specbench.errors import ConfigError, SpecbenchError
 from specbench.grid import Arm, Cell, Plan, trial_id
+from specbench.models.drafters import DrafterFiles, locate_drafter
 from specbench.models.loader import Placement, attention_of, placement
 from specbench.models.source import Source, check_same_token_map, locate
 from specbench.models.zoo import ZOO
@@ -47,6 +48,7 @@ class ReadyCell:
         where: Where its models go.
         target: The target's files.
         drafts: For every arm by name, the models that its options name.
+        drafters: For every arm by name, the trained weights of its method's own that they name.
         prompts: The prompts.
         decoding: How its arms decode.
         trial_ids: Of every arm, by its name.
@@ -56,6 +58,7 @@ class ReadyCell:
     where: Placement
     target: Source
     drafts: dict[str, list[Source]]
+    drafters: dict[str, list[DrafterFiles]]
     prompts: PromptSet
     decoding: Decoding
     trial_ids: dict[str, str]
@@ -127,6 +130,7 @@ def _ready_cell(cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[
     for models in drafts.values():
         for draft in models:
             check_same_token_map(target, draft)
+    drafters = {arm.name: [locate_drafter(name, zoo) for name in drafter_names(arm)] for arm in cell.arms}
     prompts = load_prompts(
         cell.prompts,
         target,
@@ -139,14 +143,14 @@ def _ready_cell(cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[
         arm.name: trial_id(
             resolved,
             arm,
-            weights_sha=" ".join(source.weights_sha for source in (target, *drafts[arm.name])),
+            weights_sha=" ".join(source.weights_sha for source in (target, *drafts[arm.name], *drafters[arm.name])),
             tokenizer_sha=target.tokenizer_sha,
             prompts_sha=prompts.sha,
             measurement_version=MEASUREMENT_VERSION,
         )
         for arm in cell.arms
     }
-    return ReadyCell(resolved, where, target, drafts, prompts, decoding_of(cell.decode, target), trials)
+    return ReadyCell(resolved, where, target, drafts, drafters, prompts, decoding_of(cell.decode, target), trials)
 
 
 def _noting(faults: list[str], machine: MachineSettings) -> Placement:
@@ -167,7 +171,21 @@ def _source(reference: str | RandomModel, sources: dict[str, Source], zoo: Path)
 
 def model_names(arm: Arm) -> list[str]:
     """The models that an arm's options name."""
-    return [arm.options[option] for option in arm.model_options if arm.options.get(option) is not None]
+    return _named_by(arm, arm.model_options)
+
+
+def drafter_names(arm: Arm) -> list[str]:
+    """The trained weights of its method's own that an arm's options name."""
+    return _named_by(arm, arm.drafter_options)
+
+
+def loaded_names(arm: Arm) -> list[str]:
+    """All that is loaded for an arm beside the target."""
+    return [*model_names(arm), *drafter_names(arm)]
+
+
+def _named_by(arm: Arm, options: Iterable[str]) -> list[str]:
+    return [arm.options[option] for option in options if arm.options.get(option) is not None]
 
 
 def resolved_machine(machine: MachineSettings, where: Placement, target: Source) -> MachineSettings:
@@ -214,4 +232,6 @@ def rule_of(decode: DecodeSettings) -> Rule:
     if isinstance(decode.rule, SyntheticRule):
         settings = decode.rule.synthetic
         return Synthetic(rates=settings.rates, mean_length=settings.mean_length, trace=settings.trace)
+    if isinstance(decode.rule, TypicalRule):
+        return Typical(decode.rule.typical.epsilon, decode.rule.typical.delta)
     return rule_for(decode.rule, decode.temperature)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specbench.bench.arms import Failure, Measured, Outcome, Pass
-from specbench.bench.cells import Block, ReadyCell
+from specbench.bench.cells import Block, ReadyCell, loaded_names
 from specbench.bench.conditions import Conditions
 from specbench.bench.lossless import Verdict, repeat_ngram_share
 from specbench.bench.machine import as_json, device_name
@@ -89,7 +89,7 @@ def _shared(place: Place) -> Row:
         "arm": place.arm.name,
         "options": as_json(place.arm.options),
         "target": cell.cell.target.name,
-        "draft": ", ".join(source.name for source in cell.drafts[place.arm.name]) or None,
+        "draft": ", ".join(loaded_names(place.arm)) or None,
         "dtype": cell.where.dtype_name,
         "device": device_name(cell.where.device),
         "threads": cell.cell.machine.threads,

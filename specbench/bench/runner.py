@@ -24,7 +24,7 @@ from specbench.analysis.speedup import fastest_path
 from specbench.analysis.stability import Caution, cautions
 from specbench.bench import machine, timing
 from specbench.bench.arms import Failure, LiveArm, MethodClass, Outcome, Pass, failure_of, live_arm
-from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, model_names, ready
+from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, loaded_names, ready
 from specbench.bench.conditions import Conditions, Observer
 from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.dry_run import dry_run
@@ -285,7 +285,7 @@ class _Run:
     def _pool(self, cell: ReadyCell) -> ModelPool:
         """The models at the cell's placement; those that it does not use are let go of."""
         used = {repr(cell.cell.target.model)}
-        used |= {repr(draft.name) for drafts in cell.drafts.values() for draft in drafts}
+        used |= {repr(name) for arm in cell.cell.arms for name in loaded_names(arm)}
         for pool in self.pools.values():
             pool.keep_only(used)
         if cell.where not in self.pools:
@@ -536,7 +536,7 @@ class _Stage:
 
     def models(self) -> set[str]:
         """The drafts of the cell that are loaded."""
-        return {name for arm in self._cell.cell.arms for name in model_names(arm) if self._pool.has(name)}
+        return {name for arm in self._cell.cell.arms for name in loaded_names(arm) if self._pool.has(name)}
 
     def _note_latency(self, live: LiveArm) -> None:
         if live.arm.draft_latency_ms is None:

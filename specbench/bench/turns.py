@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from specbench.bench.arms import LiveArm
-from specbench.bench.cells import model_names
+from specbench.bench.cells import loaded_names
 from specbench.bench.timing import frozen_objects
 from specbench.grid import AUTOREGRESSIVE, Arm
 
@@ -107,10 +107,10 @@ class Turns:
 
     def _drop_if_crowded(self, arm: Arm) -> None:
         """While groups are being found; later on, an arm that has no room any more is one that fails."""
-        crowded = self._live[arm.name].out_of_memory and self._stage.models() - {*model_names(arm)}
+        crowded = self._live[arm.name].out_of_memory and self._stage.models() - {*loaded_names(arm)}
         if crowded and not self._settled:
             others = [live.arm for name, live in self._live.items() if name != arm.name and live.failure is None]
-            self._leave([arm.name], {model for other in others for model in model_names(other)})
+            self._leave([arm.name], {model for other in others for model in loaded_names(other)})
 
     def _clear(self) -> None:
         self._leave([*self._live], set())

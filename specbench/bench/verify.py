@@ -15,7 +15,7 @@ from specbench import registry
 from specbench.analysis.verdicts import ArmCheck, Divergence, worst_first
 from specbench.bench import lossless
 from specbench.bench.arms import Failure, LiveArm, Measured, MethodClass, failure_of, live_arm
-from specbench.bench.cells import Block, ReadyCell, ready
+from specbench.bench.cells import Block, ReadyCell, loaded_names, ready
 from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.distribution import Sample, is_wrong, position_tests
 from specbench.bench.lossless import Verdict
@@ -148,9 +148,7 @@ class _Verifier:
     def _target(self, cell: ReadyCell) -> LoadedModel | Failure:
         if self.pool is None or self.pool.where != cell.where:
             self.pool = ModelPool(cell.where, self.zoo)
-        used = {repr(cell.cell.target.model)} | {
-            repr(draft.name) for drafts in cell.drafts.values() for draft in drafts
-        }
+        used = {repr(cell.cell.target.model)} | {repr(name) for arm in cell.cell.arms for name in loaded_names(arm)}
         self.pool.keep_only(used)
         try:
             return self.pool.get(cell.cell.target.model)

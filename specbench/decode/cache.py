@@ -45,6 +45,7 @@ class SlabCache:
         self.slab = torch.zeros(shape.layers, 2, batch, slots, shape.heads, shape.dim, dtype=dtype, device=device)
         self.batch, self.slots = batch, slots
         self.rows = torch.arange(batch, device=device)[:, None]
+        self.index = torch.arange(slots, device=device)
         self.window: Window | None = None
         self.as_transformers = Cache(layers=[_SlabLayer(self, layer) for layer in range(shape.layers)])
 
@@ -68,7 +69,7 @@ class SlabCache:
             kept: How many path columns stay, the root included, (B,); 0 for rows that were done.
             lengths: Committed tokens before the step, which is the root's slot, (B,).
         """
-        depth = torch.arange(1, path.shape[1], device=path.device)
+        depth = self.index[1 : path.shape[1]]
         stays = depth < kept[:, None]
         source = torch.where(stays, lengths[:, None] + path[:, 1:], self.trash)
         target = torch.where(stays, lengths[:, None] + depth, self.trash)

@@ -19,7 +19,7 @@ from specbench.decode.sampling import Sampler, Stream
 from specbench.decode.target import CachedModel, Output
 from specbench.decode.trace import BatchTrace, NullWatch, RowTrace, Watch
 from specbench.decode.tree import Layout, Topology, lay_out, path_to, sibling_ranks
-from specbench.errors import ConfigError, ContractError
+from specbench.errors import ConfigError, ContractError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def generate(
     Raises:
         ConfigError: A prompt is empty or does not fit the target's context.
         ContractError: The method proposed what the contract forbids.
+        UnsupportedError: The method's drafts lack what the rule decides by.
     """
     run = _Batch(target, method, requests, decoding, draft_pacer or nullcontext())
     return run.decode(watch or NullWatch())
@@ -150,9 +151,7 @@ class _Batch:
             self.check(tree)
             with watch.phase("verify"):
                 layout, tokens = self.place(tree, state)
-                output = self.target.verify(
-                    layout, tokens, state.lengths, state.active, self.longest, self.needs.hidden
-                )
+                output = self.target.verify(layout, tokens, state.lengths, self.longest, self.needs.hidden)
             with watch.phase("accept"):
                 decision = self.accept(tree, layout, tokens, output, state)
                 before, (state, result, emission) = state, self.commit(layout, tokens, output, decision, state)
@@ -200,12 +199,19 @@ class _Batch:
 
         Raises:
             ContractError: With the method's name and what is wrong.
+            UnsupportedError: The rule asks of a draft what this method does not say of its own.
         """
         fault = _form_fault(tree, self.caps, len(self.prompt_lengths))
         if fault is None and tree.tokens.device.type == "cpu":
             fault = _value_fault(tree, self.caps, self.sampler.vocab_size)
         if fault is not None:
             raise ContractError(f"method {self.method.name}: {fault}")
+        rule = self.decoding.rule
+        is_asked = rule.takes_points_for_draws and self.sampler.needs_draft_probs
+        if is_asked and tree.draft_probs is None and tree.tokens.shape[1]:
+            raise UnsupportedError(
+                f"method {self.method.name} gives no draft_probs for its drafts, and the rule {rule.name} needs them"
+            )
 
     def place(self, tree: TokenTree, state: State) -> tuple[Layout, Tensor]:
         """The draft as the target will see it, with the root in front."""
@@ -233,35 +239,47 @@ class _Batch:
         self, layout: Layout, tokens: Tensor, output: Output, decision: Decision, state: State
     ) -> tuple[State, StepResult, Emission]:
         """Cut the accepted path at EOS and length, and move every row on."""
-        column = torch.arange(self.columns, device=tokens.device)
-        if self.columns == 1:
-            path, accepted, text = decision.best[:, None], decision.best, decision.target_token[:, None]
-        else:
-            path = path_to(layout, decision.best, self.columns)
-            accepted = layout.depth.gather(1, decision.best[:, None])[:, 0]
-            text = F.pad(tokens.gather(1, path[:, 1:].clamp_min(0)), (0, 1))
-            text = text.scatter(1, accepted[:, None], decision.target_token[:, None])
-        ends = torch.isin(text, self.sampler.eos_ids) & (column <= accepted[:, None])
-        first_end = torch.where(ends, column, self.columns).amin(1)
-        emitted = torch.minimum(torch.minimum(accepted, first_end) + 1, state.budget) * state.active
+        column = self.target.cache.index[: self.columns]
+        path, accepted, text = self.accepted_path(layout, tokens, decision)
+        emitted = torch.minimum(accepted + 1, state.budget)
+        active = state.active & (emitted < state.budget)
+        if self.decoding.eos_ids:
+            ends = torch.isin(text, self.sampler.eos_ids) & (column < emitted[:, None])
+            first_end = torch.where(ends, column, self.columns).amin(1)
+            active = active & (first_end >= emitted)
+            emitted = torch.minimum(emitted, first_end + 1)
+        emitted = emitted * state.active
         kept = column < emitted[:, None]
-        text = text.masked_fill(~kept, -1)
         trash = state.tokens.shape[1] - 1
         slots = torch.where(kept, state.lengths[:, None] + 1 + column, trash)
-        last = text.gather(1, (emitted - 1).clamp_min(0)[:, None])[:, 0]
-        budget = state.budget - emitted
+        all_tokens = state.tokens.scatter(1, slots, text)
+        lengths = state.lengths + emitted
         moved = State(
-            root=torch.where(emitted > 0, last, state.root),
-            lengths=state.lengths + emitted,
-            budget=budget,
-            active=state.active & (first_end >= emitted) & (budget > 0),
+            root=all_tokens.gather(1, lengths[:, None])[:, 0],
+            lengths=lengths,
+            budget=state.budget - emitted,
+            active=active,
             steps=state.steps + state.active,
-            tokens=state.tokens.scatter(1, slots, text.clamp_min(0)),
+            tokens=all_tokens,
         )
+        text = torch.where(kept, text, -1)
         rows = self.target.cache.rows
         hidden = {key: value[rows, path.clamp_min(0)] for key, value in output.hidden.items()}
         result = StepResult(path, accepted, emitted, text, state.lengths, hidden, self.top_nodes(output))
         return moved, result, Emission(text, emitted, accepted)
+
+    def accepted_path(self, layout: Layout, tokens: Tensor, decision: Decision) -> tuple[Tensor, Tensor, Tensor]:
+        """The nodes of the path (B, A), how many were drafted (B,), and the text that it and the target make (B, A)."""
+        best, own = decision.best, decision.target_token[:, None]
+        if self.columns == 1:
+            return best[:, None], best, own
+        path = path_to(layout, best, self.columns)
+        if layout.is_chain:
+            accepted, text = best, F.pad(tokens[:, 1:], (0, self.columns + 1 - tokens.shape[1]))
+        else:
+            accepted = layout.depth.gather(1, best[:, None])[:, 0]
+            text = F.pad(tokens.gather(1, path[:, 1:].clamp_min(0)), (0, 1))
+        return path, accepted, text.scatter(1, accepted[:, None], own)
 
     def top_nodes(self, output: Output) -> Tensor | None:
         """The most likely tokens after every node, for methods that ask for them."""
@@ -292,10 +310,8 @@ class _Reader:
     def push(self, layout: Layout, emission: Emission, active: Tensor, state: State) -> None:
         """One step's outcome."""
         self.batch.longest = min(self.batch.longest + self.batch.columns, self.batch.capacity - layout.num_nodes - 1)
-        depth = layout.depth.masked_fill(~layout.eligible, 0).amax(1)
-        nodes = (~layout.padding).sum(1) - 1
-        head = torch.stack([active, state.active, emission.accepted, emission.emitted, depth, nodes], dim=1)
-        self._enqueue(torch.cat([head, emission.tokens], dim=1))
+        head = torch.stack([active, state.active, emission.accepted, emission.emitted], dim=1)
+        self._enqueue(torch.cat([head, layout.tally, emission.tokens], dim=1))
         self.batch.trace.syncs_per_step.append(self.batch.host.take())
 
     def _enqueue(self, packed: Tensor) -> None:
@@ -414,7 +430,7 @@ def _shape_fault(tree: TokenTree, shape: tuple[int, ...], max_depth: int) -> str
 def _value_fault(tree: TokenTree, caps: Caps, vocab_size: int) -> str | None:
     """What the ids say."""
     tokens = tree.tokens
-    if tokens.numel() and not bool(((tokens >= 0) & (tokens < vocab_size)).all()):
+    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
         return f"a draft token outside 0..{vocab_size - 1}"
     if tree.parents is None or isinstance(tree.parents, Topology):
         return None

@@ -7,22 +7,25 @@ belong to the core. ``methods/README.md`` adds one in five steps.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from specbench.decode.acceptance import Proposal
+from specbench.decode.drafter import Drafter
 from specbench.decode.sampling import Sampler
 from specbench.decode.target import CachedModel
-from specbench.decode.tree import Layout, Topology, lay_out, lay_out_chain
+from specbench.decode.tree import Layout, Topology, lay_out, lay_out_chain, lay_out_topology
+from specbench.errors import ConfigError
 
 
 class Options(BaseModel):
     """Base of every method's options: strict, frozen, each field described and bounded.
 
-    A field that names a model carries ``json_schema_extra={"model": True}``.
+    A field that names a model carries ``json_schema_extra={"model": True}``, one that names trained weights of the
+    method's own ``json_schema_extra={"drafter": True}``; in place of True may stand the embedded family's stand-in.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
@@ -33,6 +36,10 @@ class Hidden(NamedTuple):
 
     kind: Literal["post_norm", "layer_input"]
     layer: int = 0
+
+
+POST_NORM = Hidden("post_norm")
+"""What the target's head reads."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ class TokenTree:
         proposal: ``point`` for tokens chosen without chance or by lookup, ``iid`` for siblings drawn with replacement,
             ``without_replacement`` for siblings drawn in order without it.
         draft_probs: (B, P, V): what the children of node u were really drawn from, after all warping, in row u
-            (root 0, draft node i at i + 1) or in row ``draft_rows[b, u]``. None for point proposals.
+            (root 0, draft node i at i + 1) or in row ``draft_rows[b, u]``. For a point proposal None, or what a lossy
+            rule that asks for it takes for such a distribution.
         draft_rows: (B, N + 1), or None.
         probe: (B, N) bool, nodes that are computed and never accepted.
     """
@@ -113,11 +121,9 @@ class TokenTree:
         """The tree as the core's tensors."""
         batch, num_nodes = self.tokens.shape
         if self.parents is None:
-            layout = lay_out_chain(num_nodes, self.drafted, batch, self.tokens.device)
-            if self.probe is not None:
-                probe = torch.nn.functional.pad(self.probe, (1, 0))
-                layout = layout._replace(eligible=layout.eligible & ~probe)
-            return layout
+            return lay_out_chain(num_nodes, self.drafted, batch, self.tokens.device, self.probe)
+        if isinstance(self.parents, Topology) and self.drafted is None and self.probe is None:
+            return lay_out_topology(self.parents, batch)
         parents = self.parents.parents if isinstance(self.parents, Topology) else self.parents
         parents = parents.expand(batch, -1)
         if self.drafted is not None:
@@ -141,6 +147,11 @@ class HostReads:
         self.count += 1
         packed = torch.cat([lengths[:, None], tokens], dim=1).tolist()
         return [row[1 : row[0] + 1] for row in packed]
+
+    def largest(self, counts: Tensor) -> int:
+        """The largest of some counts: one wait."""
+        self.count += 1
+        return int(counts.max())
 
     def take(self) -> int:
         """The count since the last call."""
@@ -214,6 +225,26 @@ class StepResult:
     hidden: dict[Hidden, Tensor] = field(default_factory=dict)
     node_topk: Tensor | None = None
 
+    def last_hidden(self, which: Hidden) -> Tensor:
+        """The hidden state behind the new root's logits, (B, H); any for rows that are done."""
+        states = self.hidden[which]
+        column = (self.emitted_tokens - 1).clamp_min(0)
+        return states[torch.arange(len(column), device=column.device), column]
+
+
+D = TypeVar("D", bound=Drafter)
+
+
+class DrafterSource(Protocol):
+    """Gives a method its trained weights, bound to the target and shared with all who ask for the same."""
+
+    def __call__(self, kind: type[D], reference: str) -> D:
+        """The weights of that kind at a name, a folder or a hub id."""
+
+
+def _no_drafters(kind: type[D], reference: str) -> D:
+    raise ConfigError(f"{reference}: there are no trained weights here")
+
 
 @dataclass(frozen=True)
 class LoadContext:
@@ -223,10 +254,12 @@ class LoadContext:
         target: The target; read it, never change it.
         draft_model: Name or folder of a causal LM -> the model with a cache of the method's own, checked to have the
             target's token map. The bench keeps its draft latency through this handle.
+        drafter: Kind and name, or folder, of a method's own trained weights -> the weights, bound to the target.
     """
 
     target: CachedModel
     draft_model: Callable[[str], CachedModel]
+    drafter: DrafterSource = _no_drafters
 
 
 class Method(ABC):
@@ -239,12 +272,15 @@ class Method(ABC):
         name: What experiments call it, the same as in the table or entry point that registers it.
         Options: Its options; a default for every one of them is a kindness.
         examples: Option sets that between them reach all of its code: the contract suite tries each. An option that
-            names a draft model is given as ``near``, ``same`` or ``far``: accepted in part, whole, hardly ever.
+            names a draft model or trained weights is given as ``near``, ``same`` or ``far``: accepted in part, whole,
+            hardly ever.
+        trains: The weights that it learns, for a method that ``specbench train`` can train.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[BaseModel]] = Options
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
+    trains: ClassVar[type[Drafter] | None] = None
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options

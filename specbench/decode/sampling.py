@@ -164,7 +164,7 @@ class Sampler:
         rank: int = 0,
     ) -> Int[Tensor, "batch nodes"]:
         """One token for every node, (batch, nodes)."""
-        return self.scores(logits, positions, stream, rank).argmax(-1)
+        return first_largest(self.scores(logits, positions, stream, rank))
 
     def draw_from(
         self, weights: Float[Tensor, "batch vocab"], positions: Int[Tensor, " batch"], stream: Stream
@@ -203,6 +203,11 @@ class Sampler:
             0, self.eos_ids, value=True
         )
         return logits.masked_fill(early[..., None] & ends, -torch.inf)
+
+
+def first_largest(scores: Float[Tensor, "*nodes vocab"]) -> Int[Tensor, "*nodes"]:
+    """The argmax, by the operation that takes half of ``argmax``'s time over bf16 on a CPU; the first of equals."""
+    return scores.max(-1).indices
 
 
 def _keep_nucleus(weights: Tensor, top_p: float) -> Tensor:

@@ -26,27 +26,37 @@ _VIEW_STRIDE = {"cuda": 64, "cpu": 16}
 _KNOWN_ATTENTION = {"full_attention", "sliding_attention"}
 
 
+class Branches(NamedTuple):
+    """How the queries of a forward hang together where they do not stand in a line.
+
+    Attributes:
+        node: Which node each query is, (M,).
+        depth: Its depth below the base, (B, M) or (1, M); its position is ``base + depth``.
+        ancestors: Which nodes each query sees, itself included, (B, M, K) or (1, M, K).
+        key_depth: Depth of every node 0..K-1, (B, K) or (1, K).
+    """
+
+    node: Tensor
+    depth: Tensor
+    ancestors: Tensor
+    key_depth: Tensor
+
+
 class Nodes(NamedTuple):
     """The tokens of one forward: M queries over a row's committed tokens and up to K nodes behind them.
+
+    What a padding node, or a row that is done, writes into its slots is never seen: a slot becomes visible only to the
+    forward that has just written it, or once its node is committed.
 
     Attributes:
         tokens: (B, M).
         base: Committed tokens that every query sees; node j of row b sits in slot ``base[b] + j``, (B,).
-        node: Which node each query is, (M,).
-        depth: Its depth below the base, (B, M) or (1, M); its position is ``base + depth``.
-        ancestors: Which nodes each query sees, itself included, (B, M, K) or (1, M, K); None where the queries stand in
-            a line and are all the nodes there are: then each sees those before it.
-        dead: Queries whose KV must not be kept, (B, M) or (B, 1).
-        key_depth: Depth of every node 0..K-1, (B, K) or (1, K); None where it equals ``depth``.
+        branches: None where the queries are nodes 0..M-1 in a line, each seeing those before it.
     """
 
     tokens: Tensor
     base: Tensor
-    node: Tensor
-    depth: Tensor
-    ancestors: Tensor | None
-    dead: Tensor
-    key_depth: Tensor | None = None
+    branches: Branches | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class CachedModel:
             Logits (B, 1, rows of the vocabulary); hidden states (B, P, H) or (B, 1, H).
         """
         batch, longest = tokens.shape
-        position = torch.arange(longest, device=self.device)
+        position = self.cache.index[:longest]
         slots = torch.where(position < lengths[:, None], position, self.cache.trash)
         visible = (position <= position[:, None])[None]
         masks = self._additive(visible, position[None], position[None])
@@ -141,35 +151,33 @@ class CachedModel:
             return self._forward(nodes, longest, hidden)
 
     def _forward(self, nodes: Nodes, longest: int, hidden: tuple["Hidden", ...]) -> Output:
-        cache, base = self.cache, nodes.base[:, None]
-        reach = (nodes.tokens if nodes.ancestors is None else nodes.ancestors).shape[-1]
+        cache, branches = self.cache, nodes.branches
+        reach = nodes.tokens.shape[1] if branches is None else branches.ancestors.shape[-1]
         stride = _VIEW_STRIDE.get(self.device.type, 64)
         view = min(-(-(longest + reach) // stride) * stride, cache.slots - 1)
-        own_slots = base + nodes.node
-        slots = torch.where(nodes.dead, cache.trash, own_slots)
-        positions = base + nodes.depth
+        if branches is None:
+            slots = positions = nodes.base[:, None] + cache.index[:reach]
+            visible, key_positions = cache.index[:view] <= slots[:, :, None], cache.index[None, :view]
+        else:
+            slots, positions = nodes.base[:, None] + branches.node, nodes.base[:, None] + branches.depth
+            visible, key_positions = self._visible(nodes.base[:, None], branches, view)
         if self.max_positions is not None:
             # Nodes beyond the last position are beyond the budget as well: they are computed and never kept.
             positions = positions.clamp_max(self.max_positions - 1)
-        key = torch.arange(view, device=self.device)
-        if nodes.ancestors is None:
-            visible, key_positions = key <= own_slots[:, :, None], key[None]
-        else:
-            visible, key_positions = self._visible(nodes, nodes.ancestors, key)
         masks = self._additive(visible, positions, key_positions)
         return self._run(nodes.tokens, positions, Window(cache.rows, slots, view), masks, hidden)
 
-    def _visible(self, nodes: Nodes, ancestors: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def _visible(self, base: Tensor, branches: Branches, view: int) -> tuple[Tensor, Tensor]:
         """Which slots each node of a tree sees, (B, M, view), and the position of what stands in them."""
-        base = nodes.base[:, None]
-        visible = (key < base)[:, None, :].repeat(1, nodes.tokens.shape[1], 1)
-        columns = base + torch.arange(ancestors.shape[-1], device=self.device)
-        ancestors = ancestors.expand(len(base), -1, -1)
+        key, index = self.cache.index[:view], self.cache.index
+        visible = (key < base)[:, None, :].repeat(1, len(branches.node), 1)
+        columns = base + index[: branches.ancestors.shape[-1]]
+        ancestors = branches.ancestors.expand(len(base), -1, -1)
         visible.scatter_(2, columns[:, None, :].expand(ancestors.shape), ancestors)
         if self._masks.window is None:
             return visible, key[None]
-        depth = nodes.depth if nodes.key_depth is None else nodes.key_depth
-        return visible, key.expand(len(base), -1).scatter(1, columns, (base + depth).expand(columns.shape))
+        key_positions = (base + branches.key_depth).expand(columns.shape)
+        return visible, key.expand(len(base), -1).scatter(1, columns, key_positions)
 
     def partial(self, nodes: Nodes, longest: int, layers: int) -> Output:
         """Run nodes through the first ``layers`` layers only, then the final norm and the head: an early exit.
@@ -181,19 +189,13 @@ class CachedModel:
             return self.forward(nodes, longest)
 
     def verify(
-        self,
-        layout: Layout,
-        tokens: Tensor,
-        lengths: Tensor,
-        active: Tensor,
-        longest: int,
-        hidden: tuple["Hidden", ...] = (),
+        self, layout: Layout, tokens: Tensor, lengths: Tensor, longest: int, hidden: tuple["Hidden", ...] = ()
     ) -> Output:
         """Run a whole tree, root and all, (B, N + 1)."""
-        dead = layout.padding | ~active[:, None]
-        ancestors = None if layout.is_chain else layout.ancestors
-        nodes = Nodes(tokens, lengths, layout.node, layout.depth, ancestors, dead)
-        return self.forward(nodes, longest, hidden)
+        branches = None
+        if not layout.is_chain:
+            branches = Branches(layout.node, layout.depth, layout.ancestors, layout.depth)
+        return self.forward(Nodes(tokens, lengths, branches), longest, hidden)
 
     def _additive(self, visible: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor | dict[str, Tensor]:
         """Bool masks (B, M, K) as what the model adds to its attention scores, in its own dtype, (B, 1, M, K)."""
@@ -233,6 +235,11 @@ class CachedModel:
         """The output head alone: (..., H) after the final norm -> (..., rows of the vocabulary)."""
         output = self.module.get_output_embeddings()(hidden)
         return torch.as_tensor(output)
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """The output head's weights, (rows of the vocabulary, H)."""
+        return torch.as_tensor(self.module.get_output_embeddings().weight)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The raw input embedding, (...) -> (..., H)."""
@@ -465,14 +472,13 @@ def _tree_logits(model: CachedModel, case: _Case) -> list[dict[int, Tensor]]:
     model.prefill(padded, lengths)
     layout = lay_out(torch.tensor(case.parents, device=device), max_depth=3)
     tokens = torch.tensor([[root, *row] for root, row in zip(case.roots, case.draft, strict=True)], device=device)
-    active = torch.ones(2, dtype=torch.bool, device=device)
-    logits = model.verify(layout, tokens, lengths, active, longest).logits.float()
+    logits = model.verify(layout, tokens, lengths, longest).logits.float()
     rows = [{node: logits[row, node] for node in range(6)} for row in range(2)]
     # Keep the root and node 2, which has to move one slot down past node 1.
     path = torch.tensor([[0, 2], [0, 2]], device=device)
     model.cache.compact(path, torch.tensor([2, 2], device=device), lengths)
     one = lay_out(torch.empty(2, 0, dtype=torch.int64, device=device), max_depth=0)
-    logits = model.verify(one, torch.tensor(case.after, device=device), lengths + 2, active, longest + 2).logits.float()
+    logits = model.verify(one, torch.tensor(case.after, device=device), lengths + 2, longest + 2).logits.float()
     for row in range(2):
         rows[row][_AFTER] = logits[row, 0]
     return rows

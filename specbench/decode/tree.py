@@ -26,6 +26,7 @@ class Layout(NamedTuple):
         ancestors: (B, N1, N1) bool, ``[b, i, j]``: j is an ancestor of i, or i itself.
         depth: (B, N1), the root and padding at 0.
         node: (N1,), 0..N.
+        tally: (B, 2): the depth of the deepest eligible node, and the draft nodes that are no padding.
         is_chain: Every node is the only child of the one before it.
     """
 
@@ -35,6 +36,7 @@ class Layout(NamedTuple):
     ancestors: Bool[Tensor, "batch nodes nodes"]
     depth: Int[Tensor, "batch nodes"]
     node: Int[Tensor, " nodes"]
+    tally: Int[Tensor, "batch 2"]
     is_chain: bool
 
     @property
@@ -68,17 +70,27 @@ def lay_out(
     eligible = ~padding & (node > 0)
     if probe is not None:
         eligible = eligible & ~F.pad(probe, (1, 0))
-    return Layout(parent, padding, eligible, ancestors, depth.masked_fill(padding, 0), node, is_chain=False)
+    depth = depth.masked_fill(padding, 0)
+    tally = _tally(eligible, padding, depth)
+    return Layout(parent, padding, eligible, ancestors, depth, node, tally, is_chain=False)
+
+
+def _tally(eligible: Tensor, padding: Tensor, depth: Tensor) -> Tensor:
+    return torch.stack([depth.masked_fill(~eligible, 0).amax(1), (~padding).sum(1) - 1], dim=1)
 
 
 @lru_cache(maxsize=256)
-def _chain(length: int, device: torch.device) -> Layout:
-    parents = torch.arange(-1, length - 1, device=device)[None]
-    return lay_out(parents, max(1, length))._replace(is_chain=True)
+def _chain(length: int, batch: int, device: torch.device) -> Layout:
+    parents = torch.arange(-1, length - 1, device=device)
+    return lay_out(parents.expand(batch, -1), max(1, length))._replace(is_chain=True)
 
 
 def lay_out_chain(
-    length: int, drafted: Bool[Tensor, "{batch} {length}"] | None, batch: int, device: torch.device
+    length: int,
+    drafted: Bool[Tensor, "{batch} {length}"] | None,
+    batch: int,
+    device: torch.device,
+    probe: Bool[Tensor, "{batch} {length}"] | None = None,
 ) -> Layout:
     """A chain of ``length`` nodes for every row.
 
@@ -87,24 +99,23 @@ def lay_out_chain(
         drafted: (B, N) bool, False where the row's chain has ended; a prefix of every row, or None for all.
         batch: B.
         device: Where the tensors live.
+        probe: (B, N) bool, nodes that are computed and never accepted.
     """
-    shape = _chain(length, device)
-    layout = Layout(
-        shape.parent.expand(batch, -1),
-        shape.padding.expand(batch, -1),
-        shape.eligible.expand(batch, -1),
-        shape.ancestors.expand(batch, -1, -1),
-        shape.depth.expand(batch, -1),
-        shape.node,
-        is_chain=True,
-    )
-    if drafted is None:
+    layout = _chain(length, batch, device)
+    if drafted is None and probe is None:
         return layout
-    kept = F.pad(drafted, (1, 0), value=True)
-    return layout._replace(padding=~kept, eligible=layout.eligible & kept, depth=layout.depth * kept)
+    padding, eligible = layout.padding, layout.eligible
+    if drafted is not None:
+        padding = F.pad(~drafted, (1, 0))
+    if probe is not None:
+        eligible = eligible & ~F.pad(probe, (1, 0))
+    eligible, depth = eligible & ~padding, layout.depth.masked_fill(padding, 0)
+    return layout._replace(
+        padding=padding, eligible=eligible, depth=depth, tally=_tally(eligible, padding, depth)
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Topology:
     """A tree shape that is known before the run and the same for every row.
 
@@ -129,19 +140,34 @@ class Topology:
         return Topology(torch.tensor(parents, device=device, dtype=torch.int64), tuple(levels))
 
 
-def deepest(layout: Layout, accepted: Bool[Tensor, "batch nodes"]) -> Int[Tensor, " batch"]:
-    """The deepest accepted node of every row, the lowest-numbered one of several, (B,).
+@lru_cache(maxsize=256)
+def lay_out_topology(topology: Topology, batch: int) -> Layout:
+    """A tree of that shape for every row; made once."""
+    return lay_out(topology.parents.expand(batch, -1), max(1, len(topology.levels) - 1))
 
-    The score is unique, so that no device's habit with ties decides.
+
+def deepest(layout: Layout, accepted: Bool[Tensor, "batch nodes"]) -> Int[Tensor, " batch"]:
+    """The deepest accepted node of every row, the lowest-numbered one of several, (B,); 0 for the root alone.
+
+    A node counts only if all nodes above it are accepted and eligible as well. The score is unique, so that no device's
+    habit with ties decides.
     """
+    accepted = accepted & layout.eligible
+    if layout.is_chain:
+        return accepted[:, 1:].cumprod(1).sum(1)
+    missed = ~accepted & (layout.node > 0)
+    reached = ~(layout.ancestors & missed[:, None, :]).any(-1)
     last = layout.num_nodes - 1
     score = layout.depth * layout.num_nodes + (last - layout.node)
-    return score.masked_fill(~accepted | layout.padding, -1).argmax(1)
+    return score.masked_fill(~reached, -1).argmax(1)
 
 
 def path_to(layout: Layout, best: Int[Tensor, " batch"], columns: int) -> Int[Tensor, "batch {columns}"]:
     """The nodes from the root to ``best``, one a depth, -1 beyond it, (B, columns)."""
     batch, num_nodes = layout.parent.shape
+    if layout.is_chain:
+        column = torch.arange(columns, device=best.device)
+        return column.masked_fill(column > best[:, None], -1)
     on_path = layout.ancestors.gather(1, best[:, None, None].expand(-1, 1, num_nodes))[:, 0]
     path = torch.full((batch, columns + 1), -1, dtype=torch.int64, device=best.device)
     where = torch.where(on_path, layout.depth, columns)

@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from specbench.config import MachineSettings, RandomModel
+from specbench.decode.drafter import Drafter
 from specbench.decode.target import CachedModel, SelfTest, self_test
 from specbench.errors import ConfigError, ModelRefusedError, UnsupportedError, first_line
+from specbench.models.drafters import locate_drafter
 from specbench.models.shapes import build_random
 from specbench.models.source import Source, check_same_token_map, locate
 from specbench.models.zoo import ZOO
 
+D = TypeVar("D", bound=Drafter)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -168,6 +172,7 @@ class ModelPool:
         self.where = where
         self._zoo = zoo
         self._loaded: dict[str, LoadedModel] = {}
+        self._drafters: dict[tuple[str, str], Drafter] = {}
 
     def get(self, reference: str | RandomModel) -> LoadedModel:
         """The model, loaded now or earlier.
@@ -191,10 +196,26 @@ class ModelPool:
         check_same_token_map(target.source, source)
         return self.get(reference).model.sharing_weights()
 
+    def drafter(self, kind: type[D], reference: str, target: LoadedModel) -> D:
+        """Trained weights of a method's own for ``target``, the same object for everyone.
+
+        Raises:
+            SpecbenchError: As ``locate_drafter`` and the kind's ``load``.
+        """
+        key = repr(reference), target.source.name
+        if key not in self._drafters:
+            files = locate_drafter(reference, self._zoo)
+            self._drafters[key] = kind.load(files.folder, target.model).bind(target.model).eval()
+        found = self._drafters[key]
+        if not isinstance(found, kind):
+            raise ConfigError(f"{reference}: holds {type(found).__name__}, and {kind.__name__} are wanted")
+        return found
+
     def has(self, reference: str | RandomModel) -> bool:
-        """Whether the model is loaded."""
-        return repr(reference) in self._loaded
+        """Whether the model, or the drafter, is loaded."""
+        return repr(reference) in {*self._loaded, *(name for name, _ in self._drafters)}
 
     def keep_only(self, references: set[str]) -> None:
-        """Let go of every model but those whose ``repr`` is in ``references``."""
+        """Let go of every model and drafter but those whose ``repr`` is in ``references``."""
         self._loaded = {key: model for key, model in self._loaded.items() if key in references}
+        self._drafters = {key: drafter for key, drafter in self._drafters.items() if key[0] in references}

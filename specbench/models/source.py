@@ -157,7 +157,7 @@ class Source:
         if self.folder is None:
             return _digest([f"{self.shape!r} seed {self.seed}".encode()])
         files = [path for path in sorted(self.folder.iterdir()) if path.suffix in {".safetensors", ".bin"}]
-        return _digest(_weight_bytes(files))
+        return digest_of_weights(files)
 
     @cached_property
     def tokenizer_sha(self) -> str:
@@ -180,8 +180,8 @@ class Source:
         """
         assert self.folder is not None, "random weights have no folder"
         if self.kind == "hub":
-            safe = _fetch(self.name, [*_DESCRIPTION, *_SAFE_WEIGHTS])
-            return safe if any(safe.glob("*.safetensors")) else _fetch(self.name, [*_DESCRIPTION, *_PICKLED_WEIGHTS])
+            safe = fetch(self.name, [*_DESCRIPTION, *_SAFE_WEIGHTS])
+            return safe if any(safe.glob("*.safetensors")) else fetch(self.name, [*_DESCRIPTION, *_PICKLED_WEIGHTS])
         return self.folder
 
 
@@ -212,7 +212,7 @@ def locate(reference: str | RandomModel, zoo: Path = ZOO) -> Source:
             raise ConfigError(f"{reference}: the folder holds no config.json, so no model")
         return Source(reference, "folder", folder=folder, zoo=zoo)
     if reference.count("/") == 1 and not reference.startswith((".", "/", "~")):
-        return Source(reference, "hub", folder=_fetch(reference, _DESCRIPTION), zoo=zoo)
+        return Source(reference, "hub", folder=fetch(reference, _DESCRIPTION), zoo=zoo)
     if "/" in reference:
         raise ConfigError(f"{reference}: no such folder")
     hint = did_you_mean(reference, family(zoo)) or "The embedded family is missing."
@@ -258,7 +258,7 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise ConfigError(f"{name}: no tokenizer that transformers can read: {first_line(error)}") from error
 
 
-def _fetch(hub_id: str, patterns: list[str]) -> Path:
+def fetch(hub_id: str, patterns: list[str]) -> Path:
     """The local copy of a hub repository, fetched as far as it is missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -281,6 +281,11 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
             f"{hub_id}: not in the local cache, and the hub cannot be reached. Give a folder, fetch it where there is "
             "a network, or use --rehearse"
         ) from error
+
+
+def digest_of_weights(files: list[Path]) -> str:
+    """Sixteen hex digits of files of weights; of more than 1 GiB only their names, sizes and ends count."""
+    return _digest(_weight_bytes(files))
 
 
 def _weight_bytes(files: list[Path]) -> Iterator[bytes]:

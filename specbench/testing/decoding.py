@@ -13,6 +13,7 @@ from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import ConfigError
 
 from . import models
+from .drafters import drafters_of
 
 
 def decode(
@@ -48,7 +49,7 @@ def loaded(method: Method, target: CachedModel, drafts: Mapping[str, nn.Module] 
             raise ConfigError(f"method {method.name} asks for the draft {name!r}; here are {', '.join(known)}")
         return CachedModel(known[name], name)
 
-    method.load(LoadContext(target, draft_model))
+    method.load(LoadContext(target, draft_model, drafters_of(target)))
     return method
 
 

@@ -36,7 +36,6 @@ def logit_difference(name: str, seed: int = 0, rounds: int = 2, *, deep: bool = 
     worst = max(
         float((models.plain_logits(module, text)[-1] - row).abs().max()) for text, row in zip(texts, first, strict=True)
     )
-    active = torch.ones(5, dtype=torch.bool)
     roots = torch.randint(0, models.VOCAB, (5,), generator=generator).tolist()
     for _ in range(rounds):
         parents = (
@@ -47,7 +46,7 @@ def logit_difference(name: str, seed: int = 0, rounds: int = 2, *, deep: bool = 
         tokens = torch.randint(0, models.VOCAB, (5, size + 1), generator=generator)
         tokens[:, 0] = torch.tensor(roots)
         layout = lay_out(torch.tensor(parents), max_depth=depth)
-        logits = model.verify(layout, tokens, lengths, active, int(lengths.max())).logits
+        logits = model.verify(layout, tokens, lengths, int(lengths.max())).logits
         kept = []
         for row, text in enumerate(texts):
             alive = [0, *(node + 1 for node in range(size) if trees.path(parents[row], node) is not None)]

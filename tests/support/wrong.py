@@ -56,8 +56,7 @@ class TypicalAcceptance(_Wrong):
         threshold = (0.3 * (-entropy).exp()).clamp_max(0.09)
         rows = torch.arange(len(probs))[:, None]
         likely = probs[rows, layout.parent, step.tokens] > threshold.gather(1, layout.parent)
-        missed = ~(likely & layout.eligible) & (layout.node > 0)
-        best = deepest(layout, ~(layout.ancestors & missed[:, None, :]).any(-1))
+        best = deepest(layout, likely)
         return Decision(best, step.sampler.draw_from(_at(probs, best), _position(step, best), Stream.RESIDUAL))
 
 

@@ -32,9 +32,7 @@ def prefilled(module):
 def chain_nodes():
     layout = lay_out_chain(len(DRAFT) - 1, None, 1, torch.device("cpu"))
     base = torch.tensor([len(PROMPT)])
-    return layout, Nodes(
-        torch.tensor([DRAFT]), base, layout.node, layout.depth, layout.ancestors, torch.zeros(1, 1, dtype=torch.bool)
-    )
+    return layout, Nodes(torch.tensor([DRAFT]), base)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt", "mixtral"])
@@ -55,7 +53,7 @@ def test_a_whole_forward_after_an_early_exit_is_as_if_there_had_been_none():
     undisturbed, disturbed = prefilled(module), prefilled(module)
     layout, nodes = chain_nodes()
     disturbed.partial(nodes, len(PROMPT), layers=1)
-    arguments = (layout, torch.tensor([DRAFT]), nodes.base, torch.ones(1, dtype=torch.bool), len(PROMPT))
+    arguments = (layout, torch.tensor([DRAFT]), nodes.base, len(PROMPT))
     assert torch.equal(disturbed.verify(*arguments).logits, undisturbed.verify(*arguments).logits)
 
 

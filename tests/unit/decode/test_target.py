@@ -220,21 +220,25 @@ def test_every_forward_but_no_prefill_goes_through_the_pacer():
     model.prefill(torch.tensor([[1, 2]]), torch.tensor([2]))
     assert entered == []
     layout = lay_out(torch.tensor([[-1]]), max_depth=1)
-    model.verify(layout, torch.tensor([[3, 4]]), torch.tensor([2]), torch.tensor([True]), 2)
+    model.verify(layout, torch.tensor([[3, 4]]), torch.tensor([2]), 2)
     assert entered == [1]
 
 
-def test_padding_nodes_and_rows_that_are_done_leave_no_keys_behind():
-    model = decoding.family("llama")
-    model.allocate(2, 20)
-    model.prefill(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2]))
-    before = model.cache.slab.clone()
+def test_what_padding_nodes_write_is_never_seen():
+    """The same tree with other tokens in its padding, then a step on top of the path: the same logits to the bit."""
     layout = lay_out(torch.tensor([[-1, -2, 0], [-1, -1, 0]]), max_depth=2)
-    tokens = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
-    model.verify(layout, tokens, torch.tensor([2, 2]), torch.tensor([True, False]), 2)
-    written = (model.cache.slab != before)[:, :, :, :-1].flatten(-2).any(-1).all(0).all(0)
-    assert written[0].nonzero().flatten().tolist() == [2, 3, 5]
-    assert written[1].nonzero().flatten().tolist() == []
+    lengths, longest = torch.tensor([2, 2]), 2
+    outcomes = []
+    for filler in (0, 9):
+        model = decoding.family("llama")
+        model.allocate(2, 20)
+        model.prefill(torch.tensor([[1, 2], [3, 4]]), lengths)
+        tokens = torch.tensor([[5, 6, filler, 8], [5, 6, 7, 8]])
+        logits = model.verify(layout, tokens, lengths, longest).logits
+        model.cache.compact(torch.tensor([[0, 1, 3], [0, 1, 3]]), torch.tensor([3, 3]), lengths)
+        after = model.verify(layout, tokens, lengths + 3, longest + 3).logits
+        outcomes.append(torch.stack([logits, after])[:, ~layout.padding])
+    assert torch.equal(*outcomes)
 
 
 def test_padding_in_a_prompt_leaves_no_keys_behind():

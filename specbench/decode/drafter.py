@@ -1,0 +1,150 @@
+"""Weights that a method learns: they draft from what the target computes, and are trained by the one loop of ``train``.
+
+A training batch is a list of places in a text. At each place the drafter gets what it gets when it drafts, the target's
+hidden state and the root that the target adds, and shall name the tokens that follow.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from specbench.decode.method import Hidden
+    from specbench.decode.target import CachedModel
+
+IGNORED = -100
+"""The label of a token that nothing is learned from."""
+TOP = 10
+"""Ranks whose accuracy a training reports."""
+_ROWS_AT_ONCE = 2048  # of logits over the whole vocabulary
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Places in texts, seen as a drafter sees them. P places, n depths.
+
+    Attributes:
+        hidden: The target's hidden states at the last token before the root, as the drafter's ``hidden`` asks, (P, H).
+        tokens: The root, then the n tokens that follow, (P, n + 1).
+        labels: ``tokens[:, 1:]``, with ``IGNORED`` where a token does not count, (P, n).
+        counts: Labels of every depth in the whole optimizer step, all processes together, at least 1, (n,) float32.
+    """
+
+    hidden: "Mapping[Hidden, Tensor]"
+    tokens: Tensor
+    labels: Tensor
+    counts: Tensor
+
+
+class Losses(NamedTuple):
+    """What a drafter made of a batch. Sums over its places; n depths.
+
+    Attributes:
+        loss: To be minimised: each depth's mean cross-entropy over ``TrainingBatch.counts``, weighted and added up.
+        nats: Cross-entropy of every depth, (n,).
+        hits: Labels among the k likeliest tokens, for k = 1 .. ``TOP``, (n, TOP).
+    """
+
+    loss: Tensor
+    nats: Tensor
+    hits: Tensor
+
+
+class Drafter(nn.Module, ABC):
+    """Trainable weights of a method. Its parameters are all that is trained; the target it is bound to is no part of it.
+
+    Attributes:
+        hidden: The hidden state that it reads.
+        Settings: What decides its shape beside the target; a default for every one.
+        depth: Tokens beyond the root that it is trained to name, n.
+        rank_accuracy: How often its token of rank r was right at each depth, on held-out text; None if not measured.
+    """
+
+    hidden: "ClassVar[Hidden]"
+    Settings: "ClassVar[type[BaseModel]]"
+    depth: int
+    rank_accuracy: tuple[tuple[float, ...], ...] | None = None
+
+    @classmethod
+    @abstractmethod
+    def new(cls, settings: "BaseModel", target: "CachedModel") -> Self:
+        """Untrained weights for a target, float32 on its device; torch's seed decides them."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, target: "CachedModel") -> Self:
+        """Trained weights from a folder, on the target's device and in its precision.
+
+        Raises:
+            ConfigError: The files are not of this kind, or do not fit the target; the message names both sides.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path, target_name: str) -> None:
+        """Write what ``load`` reads."""
+
+    @abstractmethod
+    def forward(self, batch: TrainingBatch) -> Losses:
+        """The loss over a batch."""
+
+    def bind(self, target: "CachedModel") -> Self:
+        """Lend it the target's embedding and output matrix. They are no parameters of the drafter's."""
+        self._lender = (target,)  # in a tuple, or nn.Module would take the target's weights for its own
+        return self
+
+    @property
+    def target(self) -> "CachedModel":
+        """The target that it is bound to."""
+        return self._lender[0]
+
+
+def losses_by_depth(
+    features: Sequence[Tensor],
+    output: Callable[[Tensor, int], Tensor],
+    batch: TrainingBatch,
+    weights: Sequence[float],
+) -> Losses:
+    """Cross-entropy of every depth, without ever holding the logits of all places.
+
+    Logits are made for a few thousand places at a time, forgotten, and made again in the backward pass.
+
+    Args:
+        features: What the output matrix of each depth is applied to, n times (P, F).
+        output: (features, depth) -> logits over the vocabulary.
+        batch: The places.
+        weights: How much each depth counts.
+    """
+    loss = features[0].new_zeros((), dtype=torch.float32)
+    nats: list[Tensor] = []
+    hits: list[Tensor] = []
+    for depth, (feature, weight) in enumerate(zip(features, weights, strict=True)):
+        labels = batch.labels[:, depth]
+        parts = [
+            checkpoint(_slice_loss, part, wanted, output, depth, use_reentrant=False)
+            for part, wanted in zip(feature.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE), strict=True)
+        ]
+        total = torch.stack([part[0] for part in parts]).sum()
+        loss = loss + weight * total / batch.counts[depth]
+        nats.append(total.detach())
+        hits.append(torch.stack([part[1] for part in parts]).sum(0))
+    return Losses(loss, torch.stack(nats), torch.stack(hits))
+
+
+def _slice_loss(
+    features: Tensor, labels: Tensor, output: Callable[[Tensor, int], Tensor], depth: int
+) -> tuple[Tensor, Tensor]:
+    logits = output(features, depth).float()
+    nats = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    with torch.no_grad():
+        best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
+        hits = (best == labels[:, None]).cumsum(1).sum(0)
+    return nats, F.pad(hits, (0, TOP - len(hits)), value=0)
