@@ -226,13 +226,30 @@ class SyntheticRule(Settings):
     synthetic: SyntheticAcceptance
 
 
+class TypicalAcceptance(Settings):
+    """Medusa's lossy rule: a draft token is accepted iff p(x) > min(epsilon, delta exp(-H(p))). Greedy at T = 0."""
+
+    epsilon: float = Field(default=0.09, gt=0, lt=1, description="A token at least this likely is always accepted.")
+    delta: float = Field(default=0.3, gt=0, description="Scales the threshold where the target is unsure.")
+
+
+class TypicalRule(Settings):
+    """The rule ``{typical: {...}}``, which ``typical`` is short for."""
+
+    typical: TypicalAcceptance
+
+
 def _kind_of_rule(value: object) -> str:
+    if isinstance(value, TypicalRule) or (isinstance(value, dict) and "typical" in value):
+        return "typical"
     return "synthetic" if isinstance(value, dict | SyntheticRule) else "name"
 
 
-RuleName = Literal["auto", "greedy", "match", "rejection"]
+RuleName = Literal["auto", "greedy", "match", "rejection", "typical", "redrafter_paper"]
 Rule = Annotated[
-    Annotated[RuleName, Tag("name")] | Annotated[SyntheticRule, Tag("synthetic")],
+    Annotated[RuleName, Tag("name")]
+    | Annotated[SyntheticRule, Tag("synthetic")]
+    | Annotated[TypicalRule, Tag("typical")],
     Discriminator(_kind_of_rule),
 ]
 
@@ -250,7 +267,10 @@ class DecodeSettings(Settings):
         le=1,
         description="Keep the most probable tokens that together reach this; 1 keeps all.",
     )
-    rule: Rule = Field(default="auto", description="auto is greedy at temperature 0 and rejection above.")
+    rule: Rule = Field(
+        default="auto",
+        description="auto is greedy at temperature 0 and rejection above; typical and redrafter_paper are lossy above.",
+    )
     batch_size: int = Field(default=1, ge=1, description="Prompts decoded together.")
     turns: int = Field(
         default=1,
@@ -265,12 +285,27 @@ class DecodeSettings(Settings):
 
     @property
     def rule_name(self) -> str:
-        """The rule that runs: greedy, match, rejection or synthetic."""
+        """The rule that runs, by the name that tables give it."""
         if isinstance(self.rule, SyntheticRule):
             return "synthetic"
+        if isinstance(self.rule, TypicalRule):
+            return "typical"
         if self.rule == "auto":
             return "greedy" if self.temperature == 0 else "rejection"
         return self.rule
+
+    @property
+    def rule_words(self) -> str:
+        """The same with its settings where it has any that are few, for names that must tell cells apart."""
+        if isinstance(self.rule, TypicalRule):
+            return f"typical epsilon={self.rule.typical.epsilon:g} delta={self.rule.typical.delta:g}"
+        return self.rule_name
+
+    @field_validator("rule")
+    @classmethod
+    def _spells_out_typical(cls, rule: Rule) -> Rule:
+        """A trial is named after the thresholds that it ran with, given or not."""
+        return TypicalRule(typical=TypicalAcceptance()) if rule == "typical" else rule
 
     @model_validator(mode="after")
     def _agree(self) -> "DecodeSettings":

@@ -197,9 +197,7 @@ def _part(point: Point, model: type[BaseModel], *, inside: bool) -> Point:
 _STAND_INS = ("pico-wide", "pico-deep")
 
 
-def _options_declared(
-    model: type[BaseModel], kind: str, stand_ins: tuple[str, ...]
-) -> dict[str, tuple[str, ...]]:
+def _options_declared(model: type[BaseModel], kind: str, stand_ins: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """The options declared with ``json_schema_extra={kind: True}``, or with the name of their stand-in."""
     found: dict[str, tuple[str, ...]] = {}
     for name, info in model.model_fields.items():

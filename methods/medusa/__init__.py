@@ -53,7 +53,7 @@ class Paths(Options):
 def _kind_of_tree(value: Any) -> str:
     if isinstance(value, dict):
         return "cartesian" if "branching" in value else "paths" if "paths" in value else "budget"
-    return {Cartesian: "cartesian", Budget: "budget", Paths: "paths"}.get(type(value), "name")
+    return type(value).__name__.lower() if isinstance(value, Options) else "name"
 
 
 TreeName = Literal[

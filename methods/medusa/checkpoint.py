@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -62,14 +63,18 @@ def read(folder: Path) -> Found:
         if place := _place(name):
             found[place] = weight
     if not found:
-        raise ConfigError(f"{folder}: no Medusa heads in it (weights like 0.0.linear.weight or blocks.0.layers.0.weight)")
+        raise ConfigError(
+            f"{folder}: no Medusa heads in it (weights like 0.0.linear.weight or blocks.0.layers.0.weight)"
+        )
     heads = 1 + max(head for head, _, _ in found)
     layers = 1 + max(layer for _, layer, part in found if part != "weight")
     outputs = {head for head, _, part in found if part == "weight"}
     wanted = {(head, layer, f"linear.{part}") for head in range(heads) for layer in range(layers) for part in _PARTS}
     wanted |= {(head, layers, "weight") for head in range(heads)} if outputs else set()
     # vLLM's output matrices do not say how many blocks stand before them.
-    found = {(head, layers if part == "weight" else layer, part): weight for (head, layer, part), weight in found.items()}
+    found = {
+        (head, layers if part == "weight" else layer, part): weight for (head, layer, part), weight in found.items()
+    }
     if missing := sorted(wanted - found.keys()):
         raise ConfigError(f"{folder}: of {heads} Medusa heads the weight {_name(*missing[0])} is missing")
     settings = _settings(folder)
@@ -127,6 +132,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield from torch.load(path, weights_only=True, map_location="cpu").items()
 
 
-def _settings(folder: Path) -> dict[str, object]:
+def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}

@@ -1,6 +1,7 @@
-"""Medusa heads: a residual block or more over the target's last hidden state, and an output matrix, for every token ahead.
+"""Medusa heads: residual blocks and an output matrix over the target's last hidden state, for every token ahead.
 
-Source: Cai et al., "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads", arXiv 2401.10774.
+Source: Cai et al., "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads",
+arXiv 2401.10774.
 Head i (from 0) reads the state whose logits gave the root, and names the token i + 1 places behind the root.
 """
 
@@ -29,7 +30,9 @@ class HeadSettings(BaseModel):
 
     heads: int = Field(5, ge=1, le=16, description="heads, so tokens named beyond the root")
     layers: int = Field(1, ge=1, le=8, description="residual blocks of a head")
-    shared_output: bool = Field(False, description="use the target's output matrix in place of one for every head")
+    shared_output: bool = Field(
+        default=False, description="use the target's output matrix in place of one for every head"
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -73,7 +76,7 @@ class MedusaHeads(Drafter):
         if not settings.shared_output:
             with torch.no_grad():
                 for head in made._parts():
-                    head[-1].weight.copy_(output)
+                    torch.as_tensor(head[-1].weight).copy_(output)
         return made
 
     @classmethod
@@ -88,8 +91,8 @@ class MedusaHeads(Drafter):
             )
         if rows < target.vocab_size and not found.truncated:
             raise ConfigError(
-                f"{folder}: heads over {rows} tokens, and {target.name} has {target.vocab_size}; they belong to another "
-                "token map"
+                f"{folder}: heads over {rows} tokens, and {target.name} has {target.vocab_size}; they belong to "
+                "another token map"
             )
         settings = HeadSettings(heads=found.heads, layers=found.layers, shared_output=found.rows is None)
         with torch.device("meta"):
@@ -123,7 +126,7 @@ class MedusaHeads(Drafter):
         found = []
         for head in self._parts()[:heads]:
             feature = state
-            for block in head[: self.settings.layers]:
+            for block in [*head][: self.settings.layers]:
                 feature = block(feature)
             found.append(feature)
         return found

@@ -1,5 +1,6 @@
-"""Trees of ranks: which ranks of which heads a Medusa step verifies. A path (0, 2) is the second head's third token
-behind the first head's first.
+"""Trees of ranks: which guesses of which heads a Medusa step verifies.
+
+A path (0, 2) is the second head's third guess behind the first head's first.
 """
 
 from collections.abc import Sequence

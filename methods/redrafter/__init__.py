@@ -1,7 +1,7 @@
 """ReDrafter: a recurrent drafter searches for the likeliest continuations, and what they share is verified once.
 
-Source: Cheng et al., arXiv 2403.09919. The beams are found without chance, so ``greedy``, ``match`` and ``rejection`` keep
-the target's text; the sampling rule that was published with them does not, and is called ``redrafter_paper`` here.
+Source: Cheng et al., arXiv 2403.09919. The beams are found without chance, so ``greedy``, ``match`` and ``rejection``
+keep the target's text; the sampling rule that was published with them does not, and is called ``redrafter_paper`` here.
 """
 
 from typing import Annotated
@@ -32,7 +32,8 @@ class ReDrafterOptions(Options):
     """Which drafter, and how wide and how far it searches."""
 
     drafter: str = Field(
-        description="embedded drafter, folder or hub id; Apple's format", json_schema_extra={"drafter": "pico-redrafter"}
+        description="embedded drafter, folder or hub id; Apple's format",
+        json_schema_extra={"drafter": "pico-redrafter"},
     )
     width: int = Field(4, ge=1, le=128, description="beams")
     length: int = Field(5, ge=2, le=17, description="tokens of a beam, the root included: one more than it drafts")

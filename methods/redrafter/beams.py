@@ -1,4 +1,4 @@
-"""Beam search with a recurrent drafter, and the tree that its beams make. B rows, W beams of L tokens, the root included."""
+"""Beam search with a recurrent drafter, and the tree of its beams. B rows, W beams of L tokens, the root included."""
 
 from dataclasses import dataclass
 

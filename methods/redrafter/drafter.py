@@ -1,4 +1,4 @@
-"""The recurrent drafter: a small recurrent net whose state, beside the target's last hidden state, names the next token.
+"""The recurrent drafter: a small recurrent net that names the next token from the target's last hidden state.
 
 Source: Cheng et al., "Recurrent Drafter for Fast Speculative Decoding in Large Language Models", arXiv 2403.09919, and
 github.com/apple/ml-recurrent-drafter. From state s and token x, with the target's embedding e and last hidden state h:
@@ -12,7 +12,7 @@ dict with the keys ``input_proj``, ``lm_head``, ``rnn_u``, ``rnn_w``.
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,9 +36,9 @@ class RecurrentSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: int = Field(2, ge=0, le=8, description="residual blocks")
-    rnn: bool = Field(True, description="the recurrent net; without it the state is the sum of the embeddings")
+    rnn: bool = Field(default=True, description="the recurrent net; without it the state is the sum of the embeddings")
     exit_dim: int | None = Field(None, ge=1, description="width of the blocks; twice the hidden size unless given")
-    shared_output: bool = Field(False, description="use the target's output matrix in place of an own one")
+    shared_output: bool = Field(default=False, description="use the target's output matrix in place of an own one")
     depth: int = Field(5, ge=1, le=16, description="tokens that a training place looks ahead")
 
 
@@ -93,15 +93,16 @@ class RecurrentDrafter(Drafter):
     @torch.no_grad()
     def _begin_as(self, output: Tensor) -> None:
         size = self.hidden_size
-        for part in self.lm_head[: self.settings.layers]:
-            nn.init.zeros_(part.linear.weight)
-            nn.init.zeros_(part.linear.bias)
+        for block in self.modules():
+            if isinstance(block, Block):
+                nn.init.zeros_(block.linear.weight)
+                nn.init.zeros_(block.linear.bias)
         if self.exit_dim != 2 * size:
             nn.init.eye_(self.input_proj.weight)  # h as far as it fits, and nothing of s
             self.input_proj.weight[:, size:] = 0
             nn.init.zeros_(self.input_proj.bias)
         if len(self.lm_head) > self.settings.layers:
-            last = self.lm_head[-1].weight
+            last = torch.as_tensor(self.lm_head[-1].weight)
             start = torch.eye(size) if self.settings.shared_output else output
             last.zero_()
             width = min(size, self.exit_dim)
@@ -134,7 +135,7 @@ class RecurrentDrafter(Drafter):
         return made.to(device=target.device, dtype=target.dtype)
 
     @classmethod
-    def _shaped(cls, folder: Path, config: dict[str, object]) -> Self:
+    def _shaped(cls, folder: Path, config: dict[str, Any]) -> Self:
         wanted = ("hidden_size", "vocab_size", "exit_dim", "num_draft_layers", "rnn")
         if missing := [key for key in wanted if key not in config]:
             raise ConfigError(f"{folder}: config.json has no {missing[0]}, so this is no recurrent drafter")
@@ -149,12 +150,14 @@ class RecurrentDrafter(Drafter):
             }
         )
         with torch.device("meta"):
-            return cls(settings, int(str(known["hidden_size"])), int(str(known["vocab_size"])))
+            return cls(settings, known["hidden_size"], known["vocab_size"])
 
     def save(self, folder: Path, target_name: str) -> None:
         """Write Apple's files, with keys of our own where Apple's format has none."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}, folder / WEIGHTS)
+        save_file(
+            {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}, folder / WEIGHTS
+        )
         config = {
             "model_type": _MODEL_TYPE,
             "vocab_size": self.rows,
@@ -196,14 +199,16 @@ class RecurrentDrafter(Drafter):
 
     def output(self, features: Tensor) -> Tensor:
         """Logits, (..., rows of the vocabulary)."""
-        return self.target.head(features) if self.settings.shared_output else torch.as_tensor(self.lm_head[-1](features))
+        return (
+            self.target.head(features) if self.settings.shared_output else torch.as_tensor(self.lm_head[-1](features))
+        )
 
     def logits(self, context: Tensor, state: Tensor) -> Tensor:
         """What comes next, (..., H) twice -> (..., rows of the vocabulary)."""
         return self.output(self.features(context, state))
 
 
-def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not (folder / "config.json").exists():
         raise ConfigError(f"{folder}: no config.json, so no recurrent drafter")
     config = json.loads((folder / "config.json").read_text("utf-8"))

@@ -114,6 +114,8 @@ class Composition:
         gamma: Draft tokens per step; None where drafts are trees or of changing length.
         chain: The arm as a `Chain`, where gamma is known.
         prediction: What the closed forms say of that chain.
+        lossless: Whether the measured text is the target's own.
+        simulated: Whether it was never meant to be.
     """
 
     title: str
@@ -127,6 +129,8 @@ class Composition:
     gamma: int | None
     chain: Chain | None
     prediction: Prediction | None
+    lossless: bool
+    simulated: bool
 
     @property
     def error(self) -> float | None:
@@ -138,7 +142,8 @@ def compose(arm: Mapping[str, Any], baseline: Mapping[str, Any], gamma: int | No
     """The composition of one arm; None where one of the two has no phase times or no steps.
 
     Args:
-        arm: Phase times in ms (``draft_ms``, ...), ``block_efficiency_uncut`` and ``full_batch_tokens_per_s``.
+        arm: Phase times in ms (``draft_ms``, ...), ``block_efficiency_uncut`` and ``full_batch_tokens_per_s``; and
+            what is known of its text, ``lossless`` and ``simulated``.
         baseline: The same of the cell's autoregressive arm.
         gamma: Depth of the arm's drafts where they are chains of one length, else None.
 
@@ -172,6 +177,8 @@ def compose(arm: Mapping[str, Any], baseline: Mapping[str, Any], gamma: int | No
         gamma=gamma,
         chain=chain,
         prediction=None if chain is None else predict(chain),
+        lossless=bool(arm["lossless"]),
+        simulated=bool(arm["simulated"]),
     )
 
 

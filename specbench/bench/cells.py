@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from specbench.models.zoo import ZOO
 
 MEASUREMENT_VERSION = 1
 """Raised whenever the protocol changes so that old numbers must not stand beside new ones."""
+
+PromptReader = Callable[..., PromptSet]
+"""From prompt settings and a target to the prompts of a cell."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ReadyCell:
         """What the rows call the cell: readable, and another one as soon as any of its trials changes."""
         decode = self.cell.decode
         digest = hashlib.sha256(" ".join(self.trial_ids.values()).encode()).hexdigest()[:6]
-        rule = "" if decode.rule == "auto" else f", {decode.rule_name}"
+        rule = "" if decode.rule == "auto" else f", {decode.rule_words}"
         return (
             f"{self.cell.target.name}, {self.prompts.dataset}, T={decode.temperature:g}{rule}, "
             f"batch {decode.batch_size} #{digest}"
@@ -104,8 +107,13 @@ class ReadyCell:
         return arms
 
 
-def ready(plan: Plan, zoo: Path = ZOO) -> list[ReadyCell]:
+def ready(plan: Plan, zoo: Path = ZOO, read_prompts: PromptReader = load_prompts) -> list[ReadyCell]:
     """Find every model, check every draft against its target, read and tokenise every prompt.
+
+    Args:
+        plan: What an experiment comes to.
+        zoo: Where the embedded family lies.
+        read_prompts: Takes what ``load_prompts`` takes.
 
     Raises:
         ConfigError: One line for each thing that is missing or does not fit; nothing was run.
@@ -115,7 +123,7 @@ def ready(plan: Plan, zoo: Path = ZOO) -> list[ReadyCell]:
     cells: list[ReadyCell] = []
     for cell in plan.cells:
         try:
-            cells.append(_ready_cell(cell, sources, zoo, faults))
+            cells.append(_ready_cell(cell, sources, zoo, faults, read_prompts))
         except SpecbenchError as error:
             faults.append(str(error))
     if faults:
@@ -123,7 +131,9 @@ def ready(plan: Plan, zoo: Path = ZOO) -> list[ReadyCell]:
     return cells
 
 
-def _ready_cell(cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[str]) -> ReadyCell:
+def _ready_cell(
+    cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[str], read_prompts: PromptReader
+) -> ReadyCell:
     where = _noting(faults, cell.machine)
     target = _source(cell.target.model, sources, zoo)
     drafts = {arm.name: [_source(name, sources, zoo) for name in model_names(arm)] for arm in cell.arms}
@@ -131,7 +141,7 @@ def _ready_cell(cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[
         for draft in models:
             check_same_token_map(target, draft)
     drafters = {arm.name: [locate_drafter(name, zoo) for name in drafter_names(arm)] for arm in cell.arms}
-    prompts = load_prompts(
+    prompts = read_prompts(
         cell.prompts,
         target,
         max_new_tokens=cell.decode.max_new_tokens,
@@ -143,7 +153,7 @@ def _ready_cell(cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[
         arm.name: trial_id(
             resolved,
             arm,
-            weights_sha=" ".join(source.weights_sha for source in (target, *drafts[arm.name], *drafters[arm.name])),
+            weights_sha=_shas(target, *drafts[arm.name], *drafters[arm.name]),
             tokenizer_sha=target.tokenizer_sha,
             prompts_sha=prompts.sha,
             measurement_version=MEASUREMENT_VERSION,
@@ -160,6 +170,10 @@ def _noting(faults: list[str], machine: MachineSettings) -> Placement:
     except SpecbenchError as error:
         faults.append(str(error))
         return placement(machine.model_copy(update={"device": "cpu"}))
+
+
+def _shas(*sources: Source | DrafterFiles) -> str:
+    return " ".join(source.weights_sha for source in sources)
 
 
 def _source(reference: str | RandomModel, sources: dict[str, Source], zoo: Path) -> Source:

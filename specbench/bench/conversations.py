@@ -8,7 +8,7 @@ that goes on reads them from there.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from specbench.bench.prompts import Prompt, prompt_of, prompts_sha
 from specbench.errors import ResultsError
 from specbench.grid import AUTOREGRESSIVE, Arm
 from specbench.models.loader import LoadedModel, ModelPool
+from specbench.models.source import Source
 from specbench.records.store import write_atomically
 
 
@@ -79,8 +80,13 @@ def _answer(arm: CoreArm, cell: ReadyCell, prompt: Prompt) -> Answer:
     outcome = arm.run(Block(0, [prompt]), "headline")
     if isinstance(outcome, Failure):
         raise NoAnswerError(outcome)
-    ids = [token for token in outcome.trace.rows[0].output_ids if token not in cell.target.eos_ids]
-    return Answer(ids, cell.target.tokenizer.decode(ids, skip_special_tokens=True))
+    return answer_of(outcome.trace.rows[0].output_ids, cell.target)
+
+
+def answer_of(output_ids: Sequence[int], source: Source) -> Answer:
+    """What a model said, without the token that ended it."""
+    ids = [token for token in output_ids if token not in source.eos_ids]
+    return Answer(ids, source.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _digest(cell: ReadyCell) -> str:

@@ -2,7 +2,7 @@
 
 from specbench.bench.arms import Failure, Measured, Outcome
 from specbench.bench.cells import ReadyCell
-from specbench.bench.lossless import NOT_APPLICABLE, Verdict, applies, compare
+from specbench.bench.lossless import NOT_APPLICABLE, Verdict, applies, claims, compare
 from specbench.bench.rows import Place
 from specbench.decode.loop import sampler_for
 from specbench.decode.target import CachedModel
@@ -13,15 +13,15 @@ class Judge:
 
     def __init__(self, cell: ReadyCell, target: CachedModel | None, reference: Outcome) -> None:
         self._cell, self._target, self._reference = cell, target, reference
-        self._applies = applies(cell.decoding.rule, cell.decoding.temperature)
+        self._has_reference = claims(cell.decoding.rule, drafts=False)
 
     def verdicts(self, place: Place, outcome: Outcome) -> list[Verdict]:
         """One a row; not applicable to the reference itself, and where it has failed."""
         rows = len(place.block.prompts)
         if self._target is None or isinstance(outcome, Failure) or not isinstance(self._reference, Measured):
             return [NOT_APPLICABLE] * rows
-        promised = self._applies and applies(place.rule, self._cell.decoding.temperature)
-        if not promised or outcome is self._reference:
+        promised = applies(place.rule, self._cell.decoding.temperature, drafts=place.drafts)
+        if not (promised and self._has_reference) or outcome is self._reference:
             return [NOT_APPLICABLE] * rows
         return [
             compare(

@@ -42,11 +42,19 @@ class Verdict:
 NOT_APPLICABLE = Verdict(None)
 
 
-def applies(rule: Rule, temperature: float) -> bool:
-    """Whether a rule promises the same ids as autoregressive, and not only the same distribution."""
-    if rule.simulated or not rule.lossless:
-        return False
-    return temperature == 0 or rule.name == "match"
+def claims(rule: Rule, *, drafts: bool = True) -> bool:
+    """Whether text under a rule is said to have the target's own distribution.
+
+    Args:
+        rule: What decides on drafts.
+        drafts: False for autoregressive decoding, which a lossy rule has nothing to bias by.
+    """
+    return rule.lossless or not (drafts or rule.simulated)
+
+
+def applies(rule: Rule, temperature: float, *, drafts: bool = True) -> bool:
+    """Whether the same ids as autoregressive decoding's are promised, and not only the same distribution."""
+    return claims(rule, drafts=drafts) and (temperature == 0 or rule.name == "match")
 
 
 def tolerance(dtype: torch.dtype, scale: float) -> float:

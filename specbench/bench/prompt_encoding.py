@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.bench.prompt_formats import Content
 from specbench.config import PromptSettings
-from specbench.errors import ConfigError, first_line
+from specbench.errors import ConfigError
 
 if TYPE_CHECKING:  # prompts can be chosen, and their texts compared, where torch is not installed
     from specbench.models.source import Source
@@ -119,25 +119,15 @@ class Encoder:
         return self._tokens(_filled(template, text))
 
     def _chat(self, turns: Sequence[str], system: str | None, answers: Sequence[Answer] = ()) -> list[int]:
+        from specbench.models.chat import rendered  # with transformers, and so with torch
+
         messages = [] if system is None else [{"role": "system", "content": system}]
         for turn, answer in zip(turns, answers, strict=False):
             messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer.text}]
         messages.append({"role": "user", "content": turns[len(answers)]})
+        text = rendered(self._tokenizer, messages, self._name, add_generation_prompt=True, **self._template_kwargs)
         # The template writes its own begin-of-text token, so that the text is tokenised without another one.
-        return self._tokens(self._rendered(messages))
-
-    def _rendered(self, messages: list[dict[str, str]]) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **self._template_kwargs
-                )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            reason = first_line(error)
-            raise ConfigError(f"the chat template of {self._name} fails: {reason}") from error
+        return self._tokens(text)
 
     def _tokens(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

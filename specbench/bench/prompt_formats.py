@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from specbench.errors import ConfigError
-
-Row = Mapping[str, Any]
+from specbench.models.rows import MODELS, PEOPLE, Row, listed, message_of
 
 SHOTS = 5
 """Worked examples of its subject that stand before an MMLU question."""
 
 _PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"
 _HOLE = re.compile(r"\{(?:articles?|context|documents?|passages?)\}")
-_PEOPLE = frozenset({"human", "user"})
-_MODELS = frozenset({"gpt", "chatgpt", "bing", "bard", "model", "assistant"})
 _ALPACA_TASK = (
     "Below is an instruction that describes a task{paired}. "
     "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
@@ -81,7 +78,7 @@ def format_of(row: Row) -> Format:
         if all(row.get(name) is not None for name in known.fields):
             return known
     raise ConfigError(
-        f"no known format has these fields: {_listed(row)}; prompts.field names the one that holds a prompt"
+        f"no known format has these fields: {listed(row)}; prompts.field names the one that holds a prompt"
     )
 
 
@@ -117,12 +114,8 @@ def _check(content: Content) -> None:
 
 def _field(row: Row, name: str) -> Any:
     if name not in row:
-        raise ConfigError(f"no field {name!r}; its fields are {_listed(row)}")
+        raise ConfigError(f"no field {name!r}; its fields are {listed(row)}")
     return row[name]
-
-
-def _listed(names: Row) -> str:
-    return ", ".join(map(str, names)) or "none"
 
 
 def _any(value: Any, field: str) -> Content:
@@ -142,16 +135,16 @@ def _dialogue(messages: Sequence[Row]) -> Content | None:
     """Messages of ``role`` and ``content``, or of ``from`` and ``value``; None where no person speaks first."""
     said = [_said(message) for message in messages]
     system = said.pop(0)[1] if said and said[0][0] == "system" else None
-    if not said or said[0][0] not in _PEOPLE:
+    if not said or said[0][0] not in PEOPLE:
         return None
-    turns = tuple(text for who, text in said if who in _PEOPLE)
-    return Content(turns, system, tuple(text for who, text in said if who in _MODELS))
+    turns = tuple(text for who, text in said if who in PEOPLE)
+    return Content(turns, system, tuple(text for who, text in said if who in MODELS))
 
 
 def _said(message: Row) -> tuple[str, str]:
-    who, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
-    if not isinstance(who, str) or not isinstance(text, str):
-        raise ConfigError(f"a message has role and content, or from and value; here are {_listed(message)}")
+    who, text = message_of(message)
+    if not isinstance(text, str):
+        raise ConfigError(f"a message has role and content, or from and value; here are {listed(message)}")
     return who, text
 
 

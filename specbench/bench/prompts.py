@@ -73,6 +73,7 @@ def load_prompts(
     max_new_tokens: int,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     turns: int = 1,
+    exact: bool = True,
 ) -> PromptSet:
     """The prompts of a cell, as its target reads them.
 
@@ -82,9 +83,10 @@ def load_prompts(
         max_new_tokens: Room that must be left in the context, for each turn.
         chat_template_kwargs: Handed to the chat template.
         turns: Turns of each conversation; one that has fewer gives fewer prompts.
+        exact: Whether ``prompts.count`` must be reached, and is not just the most that are taken.
 
     Raises:
-        ConfigError: A missing or unreadable file, too few prompts, a prompt that does not fit.
+        ConfigError: A missing or unreadable file, no or too few prompts, a prompt that does not fit.
         UnsupportedError: A hub data set that cannot be reached.
     """
     table = read_table(settings)
@@ -103,7 +105,7 @@ def load_prompts(
         else:
             questions.append(question)
     skipped = {f"{count} prompts of {table.name}": reason for reason, count in left_out.items()}
-    if len(questions) < settings.number:
+    if len(questions) < (settings.number if exact else 1):
         raise ConfigError(_too_few(settings, len(questions), skipped))
     prompts = [prompt_of(question, encoder) for question in questions]
     for turn in range(2, turns + 1):
@@ -116,6 +118,8 @@ def _too_few(settings: PromptSettings, found: int, skipped: Mapping[str, str]) -
     wanted = f"prompts.count is {settings.number}" if settings.ids is None else f"prompts.ids names {settings.number}"
     of = "" if settings.categories is None else f" of category {' or '.join(settings.categories)}"
     left_out = "".join(f"; {which} are left out: {reason}" for which, reason in skipped.items())
+    if not found:
+        return f"{settings.source} has no prompts{of}{left_out}"
     return f"{wanted}, but {settings.source} has {found} prompts{of}; none is used twice{left_out}"
 
 

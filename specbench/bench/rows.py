@@ -6,11 +6,11 @@ from typing import Any
 from specbench.bench.arms import Failure, Measured, Outcome, Pass
 from specbench.bench.cells import Block, ReadyCell, loaded_names
 from specbench.bench.conditions import Conditions
-from specbench.bench.lossless import Verdict, repeat_ngram_share
+from specbench.bench.lossless import Verdict, claims, repeat_ngram_share
 from specbench.bench.machine import as_json, device_name
 from specbench.decode.acceptance import Rule
 from specbench.decode.trace import RowTrace
-from specbench.grid import Arm
+from specbench.grid import AUTOREGRESSIVE, Arm
 from specbench.records.schema import blank_row
 
 Row = dict[str, Any]
@@ -48,6 +48,11 @@ class Place:
     def trial_id(self) -> str:
         """The trial that the batch belongs to."""
         return self.cell.trial_ids[self.arm.name]
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is anything for the rule to decide on."""
+        return self.arm.method != AUTOREGRESSIVE
 
     @property
     def batch_id(self) -> str:
@@ -105,7 +110,7 @@ def _shared(place: Place) -> Row:
         "dataset": cell.prompts.dataset,
         "temperature": decode.temperature,
         "rule": rule.name,
-        "lossless": rule.lossless,
+        "lossless": claims(rule, drafts=place.drafts),
         "seed": decode.seed,
         "max_new_tokens": decode.max_new_tokens,
         "latency_mode": "measured" if latency is None else "injected",
@@ -117,6 +122,16 @@ def _shared(place: Place) -> Row:
 
 
 def _measured(outcome: Measured, row: RowTrace, verdict: Verdict) -> Row:
+    return {
+        **decoded(outcome, row),
+        "verdict": verdict.word,
+        "first_divergence": verdict.first_divergence,
+        "divergence_gap": verdict.gap,
+    }
+
+
+def decoded(outcome: Measured, row: RowTrace) -> Row:
+    """What one request came to, and when: all that needs no other arm."""
     return {
         "captured_phases": ",".join(outcome.trace.captured_phases),
         "output_ids": row.output_ids,
@@ -135,9 +150,6 @@ def _measured(outcome: Measured, row: RowTrace, verdict: Verdict) -> Row:
         "decode_s": outcome.timing.decode_s,
         "row_done_s": outcome.timing.row_done_s(row.steps),
         "repeat_ngram_share": repeat_ngram_share(row.output_ids),
-        "verdict": verdict.word,
-        "first_divergence": verdict.first_divergence,
-        "divergence_gap": verdict.gap,
     }
 
 

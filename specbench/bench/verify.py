@@ -333,7 +333,7 @@ def _setting(cell: ReadyCell) -> str:
 def _words(cell: ReadyCell, *, batch: bool = True) -> str:
     """The cell as people read it."""
     decode = cell.cell.decode
-    rule = "" if decode.rule == "auto" else f", {decode.rule_name}"
+    rule = "" if decode.rule == "auto" else f", {decode.rule_words}"
     size = f", batch {decode.batch_size}" if batch else ""
     return (
         f"{cell.cell.target.name} {cell.where.dtype_name}, {cell.prompts.dataset}, T={decode.temperature:g}{rule}{size}"

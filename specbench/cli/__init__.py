@@ -11,6 +11,7 @@ from specbench import __version__
 from specbench.cli import training
 from specbench.cli.common import Commands
 from specbench.cli.experiment import check, run
+from specbench.cli.generation import generate
 from specbench.cli.inventory import doctor, list_all
 from specbench.cli.losslessness import verify
 from specbench.cli.results import compare, report, show
@@ -44,7 +45,7 @@ def _main(
     pass
 
 
-for command in (run, report, compare, show, check, verify, predict, doctor):
+for command in (run, report, compare, show, check, verify, predict, generate, doctor):
     app.command()(command)
 app.command(name="list")(list_all)
 app.add_typer(training.app, name="train")

@@ -3,16 +3,17 @@
 import errno
 import math
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from specbench.errors import ResultsError, SpecbenchError
+from specbench.errors import ConfigError, ResultsError, SpecbenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
 
@@ -59,11 +60,41 @@ def plan_of(file: Path, overrides: list[str] | None) -> "tuple[Experiment, Plan]
     return read_plan(open_document(file, overrides or []), options_class)
 
 
+def method_options(assignments: "Iterable[str]", flag: str) -> dict[str, Any]:
+    """The options of a method from the command line: ``gamma=4``, or ``stop.kind=fixed`` for one inside another.
+
+    Args:
+        assignments: Each one KEY=VALUE, the value in YAML.
+        flag: The option of the command line that gave them.
+    """
+    from specbench.document import Document, override
+
+    document = Document("command line")
+    for assignment in assignments:
+        if "=" not in assignment:
+            raise ConfigError(f"{flag} {assignment}: write it as KEY=VALUE, like gamma=4")
+        override(document, assignment)
+    return document.values
+
+
 def open_console() -> "Console":
     """Where tables go. What is piped has no width of its own, and must not be cut to that of a small terminal."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+@contextmanager
+def announced() -> "Iterator[Callable[[str], None]]":
+    """A line that says what is on, where somebody watches."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(escape(text))
 
 
 def run_folder(folder: Path) -> Path:

@@ -1,8 +1,6 @@
 """The command that asks whether a text is the target's own."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +11,9 @@ from specbench.cli.common import (
     NOTHING_RAN,
     Json,
     Set,
+    announced,
     fail,
+    method_options,
     open_console,
     plan_of,
     print_json,
@@ -45,7 +45,7 @@ def verify(
     temperature: Annotated[
         list[float] | None, typer.Option(min=0, help="Repeatable.", show_default="0, the greedy text")
     ] = None,
-    rule: Annotated[str | None, typer.Option(help="auto, greedy, match or rejection.", show_default="auto")] = None,
+    rule: Annotated[str | None, typer.Option(help="auto, greedy, match or rejection; others promise nothing.", show_default="auto")] = None,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="1 and 4")] = None,
     prompts: Annotated[str | None, typer.Option(help="A prompt source or file.", show_default="stdlib")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Prompts to take.", show_default="8")] = None,
@@ -88,18 +88,14 @@ def verify(
 
 def _plan_of_options(given: dict[str, Any], overrides: list[str] | None) -> "Plan":
     """The experiment that the options of the command line stand for."""
-    from specbench.document import Document, override, parse
+    from specbench.document import Document, override
     from specbench.grid import read_plan
     from specbench.registry import options_class
 
     if "target" not in given or "method" not in given:
         raise ConfigError("name an experiment file, a folder of results, or --target and --method")
     options: dict[str, Any] = {name: given[name] for name in ("draft", "gamma") if name in given}
-    for assignment in given.get("option", []):
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"--option {assignment}: write it as KEY=VALUE, like gamma=4")
-        options |= parse(f"{name}: {text}", f"--option {name}").values
+    options |= method_options(given.get("option", []), "--option")
     decode = {name: given[name] for name in ("temperature", "rule") if name in given}
     machine = {name: given[name] for name in ("device", "dtype") if name in given}
     source = {name: given[name] for name in ("max_prompt_tokens",) if name in given}
@@ -130,21 +126,8 @@ def _plan_of_options(given: dict[str, Any], overrides: list[str] | None) -> "Pla
 def _fresh(plan: "Plan", samples: int) -> "list[ArmCheck]":
     from specbench.bench.verify import verify
 
-    with _progress() as announce:
+    with announced() as announce:
         return list(verify(plan, samples=samples, announce=announce))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says what is on, where somebody watches."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-
-    with Console(stderr=True).status("starting") as status:
-        yield lambda text: status.update(escape(text))
 
 
 def _stored(subject: Path) -> "list[ArmCheck]":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specbench.decode.sampling import Sampler, Stream
 from specbench.decode.tree import Layout, children_table, deepest, sibling_ranks
-from specbench.errors import ConfigError
+from specbench.errors import ConfigError, ContractError
 
 Proposal = Literal["point", "iid", "without_replacement"]
 
@@ -42,8 +42,8 @@ class Verification:
         positions: Of the token that each node's logits predict, (B, N1).
         sampler: Warping and noise of this batch.
         proposal: How the draft tokens came about.
-        draft_probs: (B, P, V): row ``draft_rows[b, u]`` is the distribution that node u's children were drawn from;
-            None for point proposals.
+        draft_probs: (B, P, V): row ``draft_rows[b, u]`` is the distribution that node u's children were drawn from,
+            or that a lossy rule takes for it; None for most point proposals.
         draft_rows: (B, N1) into P, or None where row u belongs to node u.
         max_depth: No node is deeper.
         max_children: No node has more children.
@@ -79,12 +79,14 @@ class Rule(ABC):
         lossless: The text keeps the target's own distribution.
         simulated: The text is not meant to be the target's: it exists to be timed.
         needs_draft_probs: It asks what a sampled draft was drawn from.
+        takes_points_for_draws: It asks the same of a point proposal, above T = 0.
     """
 
     name: ClassVar[str]
     lossless: ClassVar[bool] = True
     simulated: ClassVar[bool] = False
     needs_draft_probs: ClassVar[bool] = False
+    takes_points_for_draws: ClassVar[bool] = False
 
     @abstractmethod
     def decide(self, step: Verification) -> Decision:
@@ -139,6 +141,81 @@ class Rejection(Rule):
 
 
 @dataclass(frozen=True)
+class Typical(Rule):
+    """Lossy. Typical acceptance: accept every draft token that the target finds likely enough.
+
+    x is accepted iff p(x) > min(epsilon, delta exp(-H(p))), with p the target's warped distribution and H its entropy
+    in nats. The longest accepted path wins, and the target's own token after it is drawn from p. So a step that drafts
+    nothing is exact sampling; a draft is preferred to the tokens that the target would have drawn. At T = 0 p is
+    one-hot, and the rule is ``Greedy``.
+    Source: Cai et al. (Medusa), arXiv 2401.10774, section "Typical acceptance". There the target's own token is its
+    argmax even above T = 0; ``epsilon`` and ``delta`` are the defaults of its code.
+
+    Attributes:
+        epsilon: A token at least this likely is always accepted, in (0, 1).
+        delta: Scales the threshold where the target is unsure, above 0.
+    """
+
+    name = "typical"
+    lossless = False
+
+    epsilon: float = 0.09
+    delta: float = 0.3
+
+    def decide(self, step: Verification) -> Decision:
+        """Accept by one threshold for the children of a node."""
+        if _is_certain(step):
+            return follow(step, step.sampler.draw(step.logits, step.positions, Stream.RESIDUAL))
+        target_probs = step.sampler.probs(step.logits, step.positions)
+        entropy = torch.special.entr(target_probs).sum(-1)
+        threshold = (self.delta * (-entropy).exp()).clamp_max(self.epsilon).gather(1, step.layout.parent)
+        best = deepest(step.layout, _of_token(step, target_probs, step.layout.parent) > threshold)
+        whole = _at(target_probs, best)
+        return _recover(step, best, whole, whole)
+
+
+class RedrafterPaper(Rule):
+    """Lossy. ReDrafter's published sampling: the tokens of a beam search, verified as if drawn from the drafter.
+
+    The beams are the leaves of the tree. Each of a beam's tokens x is accepted with probability min(1, p(x) / q(x)),
+    with luck of its own for every beam; the beam with the longest accepted prefix wins, the first of several. The
+    target's token comes from p after a whole beam, else from the residual (p - q)+ where the beam was refused.
+    The text is biased, not noisy, for three reasons: a beam search picks what is likely and does not draw from q; the
+    best of several beams wins, where a prefix that they share may be refused in one and accepted in another; and the
+    residual knows nothing of the tokens that were refused in the other beams. The nearer q is to p, the worse: with
+    q = p every token of every beam is accepted. Only a single path that was drawn from q is sampled exactly.
+    At T = 0 nothing is left to chance, and the rule is ``Greedy``: it follows the longest beam.
+    Source: Zhang et al. (ReDrafter), arXiv 2403.09919, as published in github.com/apple/ml-recurrent-drafter, whose
+    issue 6 names the first reason. That code keeps the target's best 50 tokens, which is ``top_k`` here.
+    """
+
+    name = "redrafter_paper"
+    lossless = False
+    needs_draft_probs = True
+    takes_points_for_draws = True
+
+    def decide(self, step: Verification) -> Decision:
+        """Try every beam, and follow the luckiest.
+
+        Raises:
+            ContractError: Above T = 0, a draft that does not say what its tokens shall have been drawn from.
+        """
+        if _is_certain(step):
+            return follow(step, step.sampler.draw(step.logits, step.positions, Stream.RESIDUAL))
+        if step.draft_probs is None:
+            raise ContractError(f"rule {self.name} needs draft_probs of every draft, and this one has none")
+        target_probs = step.sampler.probs(step.logits, step.positions)
+        beam, accepted = _luckiest_beam(step, *_chances(step, target_probs))
+        layout = step.layout
+        on_beam = layout.ancestors.gather(1, beam[:, None, None].expand(-1, 1, layout.num_nodes))[:, 0]
+        best = (layout.node * (on_beam & (layout.depth == accepted[:, None]))).sum(1)
+        whole = _at(target_probs, best)
+        is_refused = (best != beam)[:, None]
+        residual = torch.where(is_refused, (whole - step.draft_probs_at(best)).clamp_min(0), whole)
+        return _recover(step, best, residual, whole)
+
+
+@dataclass(frozen=True)
 class Synthetic(Rule):
     """Accepts by prescription, to price a step apart from the quality of a draft. The text is not the model's.
 
@@ -185,10 +262,7 @@ class Synthetic(Rule):
         """Accept first children down to the prescribed depth; the target's token is its argmax there."""
         wanted = self._wanted_depth(step)
         layout = step.layout
-        first = layout.eligible & (sibling_ranks(layout) == 0) & (layout.depth <= wanted[:, None])
-        refused = ~first & (layout.node > 0)
-        accepted = ~(layout.ancestors & refused[:, None, :]).any(-1)
-        best = deepest(layout, accepted)
+        best = deepest(layout, (sibling_ranks(layout) == 0) & (layout.depth <= wanted[:, None]))
         return Decision(best, _at(step.logits, best)[..., : step.sampler.vocab_size].argmax(-1))
 
     def _wanted_depth(self, step: Verification) -> Tensor:
@@ -220,26 +294,69 @@ def follow(step: Verification, chosen: Tensor) -> Decision:
     layout = step.layout
     if layout.num_nodes == 1:
         return Decision(torch.zeros_like(chosen[:, 0]), chosen[:, 0])
-    hit = (step.tokens == chosen.gather(1, layout.parent)) & layout.eligible
-    missed = ~hit & (layout.node > 0)
-    accepted = ~(layout.ancestors & missed[:, None, :]).any(-1)
-    best = deepest(layout, accepted)
-    return Decision(best, _at(chosen, best))
+    best = deepest(layout, step.tokens == chosen.gather(1, layout.parent))
+    return Decision(best, chosen.gather(1, best[:, None])[:, 0])
+
+
+def _is_certain(step: Verification) -> bool:
+    """Whether p is one-hot, or nothing was drafted: then a rule has nothing to weigh."""
+    return step.sampler.is_greedy or step.layout.num_nodes == 1
+
+
+def _of_token(step: Verification, probs: Tensor, rows: Tensor) -> Tensor:
+    """What row ``rows[b, u]`` of (B, P, V) says of node u's token, (B, N1)."""
+    return probs[torch.arange(len(rows), device=rows.device)[:, None], rows, step.tokens]
+
+
+def _chances(step: Verification, target_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """p(x) and q(x) of every node's token after its parent, (B, N1) each."""
+    assert step.draft_probs is not None
+    parent = step.layout.parent
+    rows = parent if step.draft_rows is None else step.draft_rows.gather(1, parent)
+    rows = rows.clamp(0, step.draft_probs.shape[1] - 1)
+    return _of_token(step, target_probs, parent), _of_token(step, step.draft_probs, rows)
+
+
+def _luckiest_beam(step: Verification, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The leaf whose accepted prefix is the longest, the first of several, and that prefix's length: (B,) each.
+
+    Where a row has no draft the leaf is the root.
+    """
+    layout = step.layout
+    batch, num_nodes = layout.parent.shape
+    is_leaf, beam = _beams(layout)
+    # No beam may share its luck with another: 64 have room at a position, the rest go where no position reaches.
+    rank = beam % 64 + (beam // 64) * 2**26
+    every = (batch, num_nodes, num_nodes)
+    positions = (step.positions - 1)[:, None, :].expand(every)
+    luck = step.sampler.uniforms(positions.flatten(1), rank[:, :, None].expand(every).flatten(1), Stream.ACCEPT)
+    missed = layout.ancestors & (luck.view(every) * q[:, None] >= p[:, None]) & (layout.node > 0)
+    first_missed = torch.where(missed, layout.depth[:, None, :], layout.depth[:, :, None] + 1).amin(-1)
+    accepted = first_missed - 1
+    # Unique, so that no device's habit with ties decides; the root comes after every leaf.
+    score = torch.where(is_leaf, accepted * num_nodes + num_nodes - layout.node, -layout.node)
+    luckiest = score.argmax(1)
+    return luckiest, accepted.gather(1, luckiest[:, None])[:, 0]
+
+
+def _beams(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Whether a node is the leaf of a beam, and how many such leaves come before it, (B, N1) each.
+
+    Of a beam every node may be accepted, and nothing that may be hangs below its leaf.
+    """
+    barred = ~layout.eligible & (layout.node > 0)
+    on_beam = layout.eligible & ~(layout.ancestors & barred[:, None, :]).any(-1)
+    has_child = torch.zeros_like(on_beam, dtype=torch.int64).scatter_add(1, layout.parent, on_beam.long()) > 0
+    is_leaf = on_beam & ~has_child
+    return is_leaf, (is_leaf.cumsum(1) - 1).clamp_min(0)
 
 
 def _reject_along_chain(step: Verification, target_probs: Tensor) -> Decision:
     """Algorithm 1 of Leviathan et al. for all rows at once; the residual is needed at one node of each row only."""
-    layout, draft_probs = step.layout, step.draft_probs
-    assert draft_probs is not None
-    rows = torch.arange(len(step.tokens), device=step.tokens.device)[:, None]
-    parent_rows = layout.parent if step.draft_rows is None else step.draft_rows.gather(1, layout.parent)
-    parent_rows = parent_rows.clamp(0, draft_probs.shape[1] - 1)
-    p = target_probs[rows, layout.parent, step.tokens]
-    q = draft_probs[rows, parent_rows, step.tokens]
+    layout = step.layout
+    p, q = _chances(step, target_probs)
     luck = step.sampler.uniforms(step.positions - 1, 0, Stream.ACCEPT)
-    missed = ~((luck * q < p) & layout.eligible) & (layout.node > 0)
-    accepted = ~(layout.ancestors & missed[:, None, :]).any(-1)
-    best = deepest(layout, accepted)
+    best = deepest(layout, luck * q < p)
     refused_child = (layout.eligible & (layout.parent == best[:, None])).any(-1, keepdim=True)
     whole = _at(target_probs, best)
     residual = torch.where(refused_child, (whole - step.draft_probs_at(best)).clamp_min(0), whole)
@@ -296,7 +413,7 @@ def _recover(step: Verification, best: Tensor, residual: Tensor, whole: Tensor) 
     return Decision(best, step.sampler.draw_from(weights, position, Stream.RESIDUAL))
 
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Greedy, Match, Rejection)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Greedy, Match, Rejection, Typical, RedrafterPaper)}
 
 
 def rule_for(name: str, temperature: float) -> Rule:

@@ -60,7 +60,7 @@ class Losses(NamedTuple):
 
 
 class Drafter(nn.Module, ABC):
-    """Trainable weights of a method. Its parameters are all that is trained; the target it is bound to is no part of it.
+    """Trainable weights of a method. The target that they are bound to is no part of them.
 
     Attributes:
         hidden: The hidden state that it reads.

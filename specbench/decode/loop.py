@@ -87,6 +87,7 @@ def generate(
     decoding: Decoding,
     watch: Watch | None = None,
     draft_pacer: AbstractContextManager[None] | None = None,
+    trace: BatchTrace | None = None,
 ) -> BatchTrace:
     """Decode one batch to its end.
 
@@ -97,13 +98,15 @@ def generate(
         decoding: How.
         watch: Told where the loop is.
         draft_pacer: Wraps every draft phase of a method that has no draft model to pace.
+        trace: An empty one of as many rows, to be filled while the batch goes on and returned; a new one unless given.
 
     Raises:
         ConfigError: A prompt is empty or does not fit the target's context.
         ContractError: The method proposed what the contract forbids.
         UnsupportedError: The method's drafts lack what the rule decides by.
     """
-    run = _Batch(target, method, requests, decoding, draft_pacer or nullcontext())
+    trace = trace or BatchTrace.of(len(requests.prompts))
+    run = _Batch(target, method, requests, decoding, draft_pacer or nullcontext(), trace)
     return run.decode(watch or NullWatch())
 
 
@@ -117,8 +120,10 @@ class _Batch:
         requests: Requests,
         decoding: Decoding,
         draft_pacer: AbstractContextManager[None],
+        trace: BatchTrace,
     ) -> None:
         self.target, self.method, self.decoding, self.draft_pacer = target, method, decoding, draft_pacer
+        self.trace = trace
         self.caps, self.needs = method.caps(), method.needs()
         self.columns = self.caps.max_depth + 1
         self.prompt_lengths = [len(prompt) for prompt in requests.prompts]
@@ -128,7 +133,6 @@ class _Batch:
         self.sampler = sampler_for(target, requests.keys, self.prompt_lengths, decoding)
         self.prompts = _pad_right(requests.prompts, target.device)
         self.capacity = self.longest + decoding.max_new_tokens + self.caps.max_nodes + 2
-        self.trace = BatchTrace([RowTrace() for _ in requests.prompts])
 
     @torch.inference_mode()
     def decode(self, watch: Watch) -> BatchTrace:

@@ -242,7 +242,7 @@ class DrafterSource(Protocol):
         """The weights of that kind at a name, a folder or a hub id."""
 
 
-def _no_drafters(kind: type[D], reference: str) -> D:
+def _no_drafters(kind: type[D], reference: str) -> D:  # noqa: ARG001 (the form of a DrafterSource)
     raise ConfigError(f"{reference}: there are no trained weights here")
 
 

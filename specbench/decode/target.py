@@ -221,7 +221,7 @@ class CachedModel:
         keep: Tensor | None = None,
     ) -> Output:
         self.cache.window = window
-        with _tapped(self.module, hidden, keep) as states:
+        with tapped(self.module, hidden, keep) as states:
             logits = self.module(
                 input_ids=tokens,
                 position_ids=positions,
@@ -247,7 +247,7 @@ class CachedModel:
 
 
 @contextmanager
-def _tapped(
+def tapped(
     module: PreTrainedModel, wanted: tuple["Hidden", ...], keep: Tensor | None
 ) -> Iterator[dict["Hidden", Tensor]]:
     """Catch hidden states as they pass, and let the head see only the positions in ``keep`` (B, k)."""

@@ -6,7 +6,7 @@ never learns what time it is.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 Phase = Literal["draft", "verify", "accept", "update"]
 FinishReason = Literal["eos", "length"]
@@ -91,6 +91,11 @@ class BatchTrace:
     rows: list[RowTrace]
     syncs_per_step: list[int] = field(default_factory=list)
     captured_phases: tuple[Phase, ...] = ()
+
+    @classmethod
+    def of(cls, rows: int) -> Self:
+        """An empty one, for a batch of so many rows."""
+        return cls([RowTrace() for _ in range(rows)])
 
     @property
     def steps(self) -> int:

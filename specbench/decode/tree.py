@@ -110,9 +110,7 @@ def lay_out_chain(
     if probe is not None:
         eligible = eligible & ~F.pad(probe, (1, 0))
     eligible, depth = eligible & ~padding, layout.depth.masked_fill(padding, 0)
-    return layout._replace(
-        padding=padding, eligible=eligible, depth=depth, tally=_tally(eligible, padding, depth)
-    )
+    return layout._replace(padding=padding, eligible=eligible, depth=depth, tally=_tally(eligible, padding, depth))
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,7 +120,7 @@ REQUESTS: tuple[Column, ...] = (
         "batch and never summed over rows."),
     _optional("row_done_s", REAL, "s", "Row's own: end of the prefill to the step that ended this row."),
     Column("temperature", REAL, "1", "Sampling temperature; 0 is greedy."),
-    Column("rule", TEXT, "", "Acceptance rule: `greedy`, `rejection`, `match`, `synthetic` or a lossy one."),
+    Column("rule", TEXT, "", "Acceptance rule: `greedy`, `rejection`, `match`, `synthetic`, or the lossy `typical`, `redrafter_paper`."),
     Column("lossless", FLAG, "", "The method under this rule claims to keep the target's distribution."),
     Column("seed", pa.int64(), "", "Seed of the counter-based noise."),
     Column("max_new_tokens", INTEGER, "tokens", "Length limit of the output."),

@@ -19,7 +19,7 @@ from specbench.report.resolution import RESOLVED, resolution
 
 COLUMNS = (
     "axis", "panel", "title", "series", "arm", "x", "label", "speedup", "low", "high", "units", "resolved",
-    "block_efficiency", "full_batch_tokens_per_s", "occupancy",
+    "lossless", "simulated", "block_efficiency", "full_batch_tokens_per_s", "occupancy",
 )  # fmt: skip
 """One row a point. ``x`` orders the points, ``label`` is how the value reads; of the last three, what the axis has."""
 
@@ -50,7 +50,8 @@ def _point(axis: str, row: dict[Any, Any], **own: Any) -> dict[str, Any]:
     shared = {
         "axis": axis, "title": row["title"], "panel": row["title"], "series": row["arm"], "arm": row["arm"],
         "speedup": row["speedup_core"], "low": row["low"], "high": row["high"], "units": row["units"],
-        "resolved": row["resolution"] == RESOLVED, "block_efficiency": row["block_efficiency"],
+        "resolved": row["resolution"] == RESOLVED, "lossless": row["lossless"], "simulated": row["simulated"],
+        "block_efficiency": row["block_efficiency"],
         "full_batch_tokens_per_s": row["full_batch_tokens_per_s"], "occupancy": row["occupancy"],
     }  # fmt: skip
     return shared | own

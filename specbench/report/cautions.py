@@ -106,7 +106,7 @@ def _not_the_targets(summary: pd.DataFrame) -> list[str]:
             "have simulated acceptance: their speed is a what-if, their text is not the target's",
         ),
         (
-            ~summary["lossless"].astype(bool),
+            ~summary["lossless"].astype(bool) & ~summary["simulated"].astype(bool),
             "is lossy: it may change the target's text",
             "are lossy: they may change the target's text",
         ),

@@ -43,8 +43,11 @@ _SUMMED = (*_TIMES, "syncs", "rows_active", "emitted_tokens")
 _ORDER = ("target", "dtype", "device", "temperature", "max_new_tokens", "batch_size")
 _WORDS = {
     "target": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
-    "max_new_tokens": "{} new tokens", "batch_size": "batch {}", "temperature": "T = {:g}",
+    "max_new_tokens": "{} new tokens", "batch_size": "batch {}", "temperature": "T = {:g}", "cell_rule": "rule {}",
 }  # fmt: skip
+_AUTO = ("greedy", "rejection")
+PLACE = (*COMPARABLE, "cell_rule")
+"""In what cells differ. Arms under different rules may be divided by one another, but are no points of one line."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,10 @@ def places_without(frame: pd.DataFrame, axis: str) -> pd.Series:
     """The title of each row's cell without one axis: equal for cells that differ in nothing else.
 
     Args:
-        frame: Rows with every column of `COMPARABLE`.
+        frame: Rows with every column of `PLACE`.
         axis: ``batch_size`` or ``temperature``.
     """
-    kept = [name for name in COMPARABLE if name != axis]
+    kept = [name for name in PLACE if name != axis]
     places = frame[kept].drop_duplicates()
     shown = [name for name in _shown(frame) if name != axis]
     titles = list(_joined(places, shown))
@@ -150,13 +153,24 @@ def places_without(frame: pd.DataFrame, axis: str) -> pd.Series:
 
 def _with_titles(requests: pd.DataFrame) -> pd.DataFrame:
     """Mark each row with the title of its cell, and order rows so that cells come in a sensible order."""
-    order = [*_ORDER, *(column for column in COMPARABLE if column not in _ORDER)]
-    cells = requests[["cell", *COMPARABLE]].drop_duplicates()
+    requests = requests.assign(cell_rule=_cell_rules(requests))
+    order = [*_ORDER, *(column for column in PLACE if column not in _ORDER)]
+    cells = requests[["cell", *PLACE]].drop_duplicates()
     cells = cells.sort_values([*order, "cell"], kind="stable", ignore_index=True)
     cells["title"] = _titles(cells)
     cells["place"] = range(len(cells))
-    marked = requests.merge(cells, on=["cell", *COMPARABLE], how="left")
+    marked = requests.merge(cells, on=["cell", *PLACE], how="left")
     return marked.sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
+
+
+def _cell_rules(requests: pd.DataFrame) -> pd.Series:
+    """The rule of each row's cell, as an experiment says it: ``auto`` stands for the two that it takes by temperature.
+
+    Outside baselines decide by rules of their own, so the cell's is that of its autoregressive arm.
+    """
+    own = requests[requests["method"] == BASELINE].drop_duplicates("cell").set_index("cell")["rule"]
+    rules = requests["cell"].map(own).fillna(requests["rule"])
+    return rules.mask(rules.isin(_AUTO), "auto")
 
 
 def _titles(cells: pd.DataFrame) -> list[str]:

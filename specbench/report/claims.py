@@ -13,13 +13,14 @@ from specbench.analysis.speedup import Speedup
 from specbench.report.cells import Results
 from specbench.report.metrics import head_to_head
 from specbench.report.resolution import RESOLVED, resolution
+from specbench.report.words import arm_words
 
 HOLDS, OPPOSITE, OPEN = "holds", "the opposite was measured", "not resolved"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms that a claim compares, alike in all that it does not name."""
+    """Two arms that a claim compares, alike in all that it does not name; named with what must be known of their text."""
 
     title: str
     faster: str
@@ -30,7 +31,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Published:
-    """A published speed-up beside the one that was measured; `inside` says whether the interval holds it."""
+    """A published speed-up beside the one that was measured; `inside` says whether the interval holds it.
+
+    `arm` is its name, with what must be known of its text.
+    """
 
     title: str
     arm: str
@@ -67,7 +71,7 @@ def _comparisons(results: Results, summary: pd.DataFrame, claim: Mapping[str, An
             found = head_to_head(results, str(title), (other["arm"], row["arm"]))
             if found.ratio is not None:
                 floor = None if pd.isna(row["noise_floor"]) else float(row["noise_floor"])
-                yield Comparison(str(title), row["arm"], other["arm"], found, _verdict(found, floor))
+                yield Comparison(str(title), arm_words(row), arm_words(other), found, _verdict(found, floor))
 
 
 def _verdict(found: Speedup, floor: float | None) -> str:
@@ -96,7 +100,7 @@ def published(summary: pd.DataFrame, claim: Mapping[str, Any]) -> list[Published
     return [
         Published(
             str(row["title"]),
-            str(row["arm"]),
+            arm_words(row),
             float(values[row["arm"]]),
             float(row["speedup_core"]),
             None if pd.isna(row["low"]) else float(row["low"]),

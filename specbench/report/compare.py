@@ -36,6 +36,7 @@ class Side:
     tokens_per_s: float | None
     tokens_per_step: float | None
     speedup_core: float | None
+    lossless: bool
     verdicts: dict[str, int]
     requests: int
 
@@ -184,6 +185,7 @@ def _side(run: _Run, trial: str) -> Side:
         tokens_per_s=decode_tokens_per_s(full_batches(own)),
         tokens_per_step=block_efficiency(own),
         speedup_core=speedup(baseline, full_batches(own)).ratio,
+        lossless=bool(own["lossless"].all()),
         verdicts={str(word): int(count) for word, count in measured(own)["verdict"].value_counts().items()},
         requests=len(own),
     )
@@ -246,14 +248,17 @@ def interval_words(change: Change) -> str:
 
 
 def text_words(change: Change) -> str:
-    """How many texts stayed the same, and what became of the verdicts."""
+    """How many texts stayed the same, and what became of the verdicts; whether they are the target's at all."""
     same = f"same {change.same_texts} of {change.texts}" if change.texts else MISSING
-    if change.a.verdicts == change.b.verdicts:
-        return same
-    return f"{same}; {_verdicts(change.a)} -> {_verdicts(change.b)}"
+    a, b = _verdicts(change.a), _verdicts(change.b)
+    if a != b:
+        return f"{same}; {a} -> {b}"
+    return same if change.b.lossless else f"{same}; {b}"
 
 
 def _verdicts(side: Side) -> str:
+    if not side.lossless:
+        return "lossy"
     return ", ".join(f"{word} {count}" for word, count in sorted(side.verdicts.items())) or "not compared"
 
 

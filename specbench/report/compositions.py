@@ -12,6 +12,7 @@ from specbench.analysis.prediction import Composition, compose
 from specbench.report.cells import BASELINE, TWIN, Results
 from specbench.report.metrics import summary
 from specbench.report.tables import MISSING, TIMES, number, percent, significant
+from specbench.report.words import arm_words
 
 _NEVER = "never"
 
@@ -48,7 +49,7 @@ def table(title: str, entries: list[Composition]) -> Table:
     ):
         shown.add_column(heading, justify="right", no_wrap=True)
     for entry in entries:
-        shown.add_row(entry.arm, *_cells(entry))
+        shown.add_row(arm_words(vars(entry)), *_cells(entry))
     return shown
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 from specbench.analysis import acceptance, throughput
 from specbench.analysis.prediction import compose
 from specbench.analysis.speedup import (
-    COMPARABLE,
     PAIR,
     Speedup,
     batch_ratios,
@@ -27,7 +26,7 @@ from specbench.analysis.speedup import (
 )
 from specbench.records.schema import PHASES
 from specbench.report import along
-from specbench.report.cells import BASELINE, TWIN, Results, full_batches, load
+from specbench.report.cells import BASELINE, PLACE, TWIN, Results, full_batches, load
 from specbench.report.resolution import resolution
 
 __all__ = ["BASELINE", "TWIN", "Frames", "Results", "frames", "load", "summary"]
@@ -256,7 +255,7 @@ def head_to_head(results: Results, title: str, pair: tuple[str, str]) -> Speedup
 
 def _place(title: str, cell: pd.DataFrame) -> dict[str, Any]:
     first = cell.iloc[0]
-    return {"title": title, "cell": first["cell"]} | {name: first[name] for name in COMPARABLE}
+    return {"title": title, "cell": first["cell"]} | {name: first[name] for name in PLACE}
 
 
 def _identity(own: pd.DataFrame) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from specbench.report.cells import BASELINE, TWIN
 from specbench.report.resolution import NOT_RESOLVED, RESOLVED
+from specbench.report.words import arm_words
 
 Row = Mapping[Any, Any]
 _NO_MARKS: Mapping[str, str] = {}
@@ -131,7 +132,7 @@ COLUMNS: tuple[Shown, ...] = (
 """Columns of the overview."""
 
 MORE_COLUMNS: tuple[Shown, ...] = (
-    COLUMNS[0],
+    Shown("arm", "method with its options", arm_words, lambda row: row["arm"]),
     Shown("vs fastest AR", "speed-up over the fastest autoregressive path", **_plain("speedup", number)),
     Shown("end to end", "speed-up with prefill", **_plain("speedup_e2e", number)),
     Shown("e2e tok/s", "output tokens per second with prefill", **_plain("e2e_tokens_per_s", significant)),

@@ -65,6 +65,31 @@ def bounds_of(found: Speedup) -> str:
     return bounds(interval.low if interval else None, interval.high if interval else None, found.units)
 
 
+def text_note(row: Row) -> str:
+    """What a reader must know of an arm's text before its speed: `` (simulated)``, `` (lossy)``, or nothing."""
+    if row["simulated"]:
+        return " (simulated)"
+    return "" if row["lossless"] else " (lossy)"
+
+
+def arm_words(row: Row) -> str:
+    """An arm's name with that note."""
+    return f"{row['arm']}{text_note(row)}"
+
+
+def text_notes(summary: pd.DataFrame) -> dict[str, str]:
+    """The note of every arm over all cells, for names that stand beside several of them."""
+    found: dict[str, list[str]] = {}
+    for row in summary.to_dict("records"):
+        found.setdefault(str(row["arm"]), []).append(text_note(row))
+    return {arm: _over_cells(notes) for arm, notes in found.items()}
+
+
+def _over_cells(notes: Sequence[str]) -> str:
+    told = sorted({note for note in notes if note})
+    return "".join(note if all(notes) else f"{note[:-1]} in some cells)" for note in told)
+
+
 def named_some(names: Sequence[str], most: int = 4) -> str:
     """All names, or the first few and how many there are beside them."""
     if len(names) <= most:

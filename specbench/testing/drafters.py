@@ -1,12 +1,10 @@
 """Trained weights for tiny targets: heads that have learned what the target writes after the suite's prompts."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from specbench.decode.drafter import IGNORED, Drafter, TrainingBatch
+from specbench.decode.method import D, DrafterSource
 from specbench.decode.target import CachedModel
 from specbench.errors import ConfigError
 
@@ -19,16 +17,18 @@ _TOKENS = 40
 _trained: dict[tuple[type[Drafter], int, str], tuple[nn.Module, Drafter]] = {}
 
 
-def drafters_of(target: CachedModel) -> Callable[[type[Any], str], Any]:
+def drafters_of(target: CachedModel) -> DrafterSource:
     """What a method's ``load`` asks for trained weights: ``near``, ``same`` or ``far``, each trained once a target."""
 
-    def drafter(kind: type[Drafter], reference: str) -> Drafter:
+    def drafter(kind: type[D], reference: str) -> D:
         if reference not in STEPS:
             raise ConfigError(f"there are no weights {reference!r} here; the suite has {', '.join(STEPS)}")
         key = kind, id(target.module), reference
         if key not in _trained:
             _trained[key] = target.module, _train(kind, target.sharing_weights(), STEPS[reference])
-        return _trained[key][1]
+        found = _trained[key][1]
+        assert isinstance(found, kind)
+        return found
 
     return drafter
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers import (
@@ -20,8 +21,9 @@ from specbench.errors import TrainingError
 from specbench.models.source import Source
 from specbench.train.data import Corpus, encode, train_tokenizer
 from specbench.train.files import write_json
-from specbench.train.loop import Point, train
-from specbench.train.recipes import CONTEXT, VOCAB_SIZE, Recipe, Shape
+from specbench.train.language import train_language_model
+from specbench.train.loop import Point
+from specbench.train.recipes import CONTEXT, VOCAB_SIZE, Recipe, Schedule, Shape
 from specbench.train.teacher import Teacher
 
 WEIGHTS = "model.safetensors"
@@ -111,15 +113,13 @@ def _train(
 ) -> Path:
     ids, held_out = encode(tokenizer, corpus.training), encode(tokenizer, corpus.held_out)
     model = build(recipe.shape, tokenizer, rows, recipe.schedule.seed).to(shop.device)
-    points = train(
+    points = train_language_model(
         model,
         recipe,
         ids,
         held_out,
         shop.work / recipe.name,
-        teacher=_teacher(recipe, teacher, shop, hashlib.sha256(ids.tobytes()).hexdigest())
-        if teacher is not None
-        else None,
+        teacher=_teacher(recipe, teacher, shop, ids) if teacher is not None else None,
         dtype=shop.dtype,
         report=report,
     )
@@ -136,13 +136,18 @@ def _tokenizer(folder: Path, corpus: Corpus) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _teacher(recipe: Recipe, source: Source, shop: Workshop, text_sha: str) -> Teacher | None:
-    schedule = recipe.schedule
-    if not any(cycle.teacher_weight for cycle in schedule.cycles):
+def beliefs_folder(teacher: Source, ids: np.ndarray, schedule: Schedule, work: Path) -> Path:
+    """Where a teacher's beliefs about the batches of a text, and its own text behind their beginnings, are kept."""
+    text_sha = hashlib.sha256(ids.tobytes()).hexdigest()
+    batches = f"{text_sha[:12]}-{schedule.batch_size}x{schedule.length}-{schedule.seed}"
+    return work / "beliefs" / f"{teacher.weights_sha}-{batches}"
+
+
+def _teacher(recipe: Recipe, source: Source, shop: Workshop, ids: np.ndarray) -> Teacher | None:
+    if not any(cycle.teacher_weight for cycle in recipe.schedule.cycles):
         return None
     model = AutoModelForCausalLM.from_pretrained(source.weights_folder(), dtype=torch.float32).to(shop.device)
-    batches = f"{text_sha[:12]}-{schedule.batch_size}x{schedule.length}-{schedule.seed}"
-    return Teacher(model, shop.work / "beliefs" / f"{source.weights_sha}-{batches}")
+    return Teacher(model, beliefs_folder(source, ids, recipe.schedule, shop.work))
 
 
 def _card(

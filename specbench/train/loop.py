@@ -2,30 +2,38 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from specbench.errors import TrainingError
-from specbench.train.data import Windows, consecutive
 from specbench.train.files import replacing
-from specbench.train.recipes import Recipe, Schedule
-from specbench.train.teacher import Beliefs, Teacher, divergence
+from specbench.train.processes import Processes
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.parquet"
 
 
+class HeldOut(NamedTuple):
+    """What the held-out text shows: mean loss in nats, the share of first guesses that are right, and more by name."""
+
+    loss: float
+    accuracy: float
+    details: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Point:
-    """One row of the learning curve. Losses are nats per token; null where the held-out text was not measured."""
+    """One row of the learning curve. Losses are nats; null where the held-out text was not measured.
+
+    ``details`` are columns of their own in the file.
+    """
 
     step: int
     tokens_seen: int
@@ -34,30 +42,49 @@ class Point:
     held_out_loss: float | None
     held_out_accuracy: float | None
     elapsed_s: float
+    details: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, object]:
+        """The point as a row of a table."""
+        values = asdict(self)
+        return {**{name: value for name, value in values.items() if name != "details"}, **self.details}
+
+
+class Task(Protocol):
+    """What is trained: the loop asks it for gradients and for measurements, and knows nothing else of it.
+
+    Attributes:
+        name: For messages.
+        module: What learns; its state is what a checkpoint keeps.
+        tokens_per_step: For the curve.
+    """
+
+    name: str
+    module: nn.Module
+    tokens_per_step: int
+
+    def backward(self, step: int) -> float:
+        """Add the gradients of step ``step`` (from 0), and return its loss in nats."""
+
+    def evaluate(self) -> HeldOut:
+        """Measure on text that is never trained on."""
 
 
 class Optimizers:
-    """Muon for the matrices inside the layers, AdamW for everything else, under one schedule."""
+    """One optimizer or several, each with a peak rate of its own, under one schedule.
 
-    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise TrainingError(f"training needs torch 2.9 or newer (torch.optim.Muon), this is {torch.__version__}")
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
-            (matrices if inner else others).append(parameter)
-        self._schedule = schedule
-        self._all = [
-            torch.optim.Muon(matrices, lr=schedule.matrix_lr, momentum=0.95, weight_decay=schedule.weight_decay),
-            torch.optim.AdamW(others, lr=schedule.vector_lr, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-        self._peaks = [schedule.matrix_lr, schedule.vector_lr]
+    Args:
+        parts: The optimizers and their peak rates.
+        factor: The share of the peak rates that step ``step`` (from 0) trains with.
+    """
+
+    def __init__(self, parts: Sequence[tuple[torch.optim.Optimizer, float]], factor: Callable[[int], float]) -> None:
+        self._parts, self._factor = parts, factor
 
     def step(self, step: int) -> float:
         """Apply the gradients of step ``step`` and clear them; returns the share of the peak rate."""
-        factor = self._schedule.factor(step)
-        for optimizer, peak in zip(self._all, self._peaks, strict=True):
+        factor = self._factor(step)
+        for optimizer, peak in self._parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             optimizer.step()
@@ -65,131 +92,92 @@ class Optimizers:
         return factor
 
     def state_dict(self) -> list[dict[str, object]]:
-        """The state of both optimizers, in a fixed order."""
-        return [optimizer.state_dict() for optimizer in self._all]
+        """The state of all optimizers, in a fixed order."""
+        return [optimizer.state_dict() for optimizer, _ in self._parts]
 
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
         """Restore what ``state_dict`` returned."""
-        for optimizer, state in zip(self._all, states, strict=True):
+        for (optimizer, _), state in zip(self._parts, states, strict=True):
             optimizer.load_state_dict(state)
 
 
-def token_loss(logits: Tensor, labels: Tensor, beliefs: Beliefs | None, teacher_weight: float) -> Tensor:
-    """Mean loss per token: cross-entropy, mixed with the divergence from a teacher where there is one.
+def train(
+    task: Task,
+    optimizers: Optimizers,
+    steps: int,
+    folder: Path,
+    *,
+    clip: float = 1.0,
+    eval_every: int = 100,
+    report: Callable[[Point], None] | None = None,
+    processes: Processes | None = None,
+) -> list[Point]:
+    """Train to the last step and return the learning curve.
 
     Args:
-        logits: The model's, (batch, length, vocab).
-        labels: The next tokens, (batch, length).
-        beliefs: The teacher's for the same inputs, or None.
-        teacher_weight: Share of ``KL(teacher || model)`` in the mix.
+        task: What is trained.
+        optimizers: Hold its parameters.
+        steps: Optimizer steps of the whole training.
+        folder: Where the checkpoint and the metrics are kept, and where a killed run is found again.
+        clip: Largest norm of the gradients.
+        eval_every: Steps between two measurements on the held-out text, and between two checkpoints.
+        report: Called with every point of the curve, in the first process only.
+        processes: Those that train together; this one alone unless given.
+
+    Raises:
+        TrainingError: The loss is no number any more.
     """
-    log_probs = F.log_softmax(logits.float(), dim=-1)
-    hard = F.nll_loss(log_probs.flatten(0, 1), labels.flatten())
-    if beliefs is None:
-        return hard
-    return (1 - teacher_weight) * hard + teacher_weight * divergence(log_probs, beliefs)
+    processes = processes or Processes.alone()
+    folder.mkdir(parents=True, exist_ok=True)
+    first, points = _resume(folder, task.module, optimizers)
+    before_s = points[-1].elapsed_s if points else 0.0
+    started_s = time.monotonic()
+    for step in range(first, steps):
+        value = task.backward(step)
+        nn.utils.clip_grad_norm_([p for p in task.module.parameters() if p.requires_grad], clip)
+        factor = optimizers.step(step)
+        if not math.isfinite(value):
+            raise TrainingError(f"{task.name}: the loss became {value} at step {step}; lower the learning rate")
+        measured = (step + 1) % eval_every == 0 or step + 1 == steps
+        held_out = task.evaluate() if measured else None
+        point = Point(
+            step=step,
+            tokens_seen=(step + 1) * task.tokens_per_step,
+            loss=value,
+            lr_factor=factor,
+            held_out_loss=held_out.loss if held_out else None,
+            held_out_accuracy=held_out.accuracy if held_out else None,
+            elapsed_s=before_s + time.monotonic() - started_s,
+            details=held_out.details if held_out else {},
+        )
+        points.append(point)
+        if report is not None and processes.is_first:
+            report(point)
+        if measured and processes.is_first:
+            _save(folder, task.module, optimizers, points, step + 1)
+    processes.wait()
+    return points
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, windows: Tensor, autocast: torch.autocast, batch_size: int = 16) -> tuple[float, float]:
-    """Held-out loss in nats per token, and the share of tokens that the model's first guess gets right."""
-    loss, hits, tokens = 0.0, 0, 0
-    for batch in windows.split(batch_size):
-        with autocast:
-            logits = model(batch[:, :-1], use_cache=False).logits.float()
-        labels = batch[:, 1:]
-        loss += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
-        hits += int((logits.argmax(-1) == labels).sum())
-        tokens += labels.numel()
-    return loss / tokens, hits / tokens
-
-
-def _save(folder: Path, model: nn.Module, optimizers: Optimizers, points: list[Point], next_step: int) -> None:
+def _save(folder: Path, module: nn.Module, optimizers: Optimizers, points: list[Point], next_step: int) -> None:
+    details = {name: None for point in points for name in point.details}
     with replacing(folder / METRICS) as path:
-        pq.write_table(pa.Table.from_pylist([asdict(point) for point in points]), path)
+        pq.write_table(pa.Table.from_pylist([{**details, **point.row()} for point in points]), path)
     with replacing(folder / CHECKPOINT) as path:
-        torch.save({"model": model.state_dict(), "optimizers": optimizers.state_dict(), "next_step": next_step}, path)
+        torch.save({"model": module.state_dict(), "optimizers": optimizers.state_dict(), "next_step": next_step}, path)
 
 
-def _resume(folder: Path, model: nn.Module, optimizers: Optimizers) -> tuple[int, list[Point]]:
+def _resume(folder: Path, module: nn.Module, optimizers: Optimizers) -> tuple[int, list[Point]]:
     if not (folder / CHECKPOINT).exists():
         return 0, []
     state = torch.load(folder / CHECKPOINT, weights_only=True)
-    model.load_state_dict(state["model"])
+    module.load_state_dict(state["model"])
     optimizers.load_state_dict(state["optimizers"])
     next_step = int(state["next_step"])
     rows = pq.read_table(folder / METRICS).to_pylist()
-    return next_step, [Point(**row) for row in rows if row["step"] < next_step]
+    return next_step, [_point(row) for row in rows if row["step"] < next_step]
 
 
-def train(
-    model: nn.Module,
-    recipe: Recipe,
-    ids: np.ndarray,
-    held_out: np.ndarray,
-    folder: Path,
-    *,
-    teacher: Teacher | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    eval_every: int = 100,
-    report: Callable[[Point], None] | None = None,
-) -> list[Point]:
-    """Train a model by its recipe and return the learning curve; weights end up in ``model``.
-
-    Args:
-        model: The causal LM to train, in float32 on its device.
-        recipe: Shape, schedule and teacher; the shape is not read here.
-        ids: Training text as token ids.
-        held_out: Held-out text as token ids, never trained on.
-        folder: Where the checkpoint and the metrics are kept, and where a killed run is found again.
-        teacher: Whom to distil from. None where no cycle of the schedule gives a teacher weight.
-        dtype: Precision of the forward and backward passes; weights and optimizer state stay in float32.
-        eval_every: Steps between two measurements on the held-out text, and between two checkpoints.
-        report: Called with every point of the curve.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    schedule = recipe.schedule
-    optimizers = Optimizers(model, schedule)
-    first, points = _resume(folder, model, optimizers)
-    windows = Windows(ids, schedule.length, schedule.batch_size, schedule.seed)
-    probe = consecutive(held_out, schedule.length, recipe.eval_windows)
-    device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    before_s = points[-1].elapsed_s if points else 0.0
-    started_s = time.monotonic()
-    for step in range(first, schedule.steps):
-        cycle, place = schedule.at(step)
-        if teacher is not None and cycle.own_batches:
-            index = place % cycle.own_batches
-            name, batch = f"own-{index:06d}", teacher.own_text(windows, index).to(device)
-        else:
-            name, batch = f"{step:06d}", windows.batch(step).to(device)
-        weight = cycle.teacher_weight
-        beliefs = teacher.beliefs(name, batch[:, :-1], autocast) if teacher is not None and weight else None
-        with autocast:
-            logits = model(batch[:, :-1], use_cache=False).logits
-        loss = token_loss(logits, batch[:, 1:], beliefs, weight)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-        factor = optimizers.step(step)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(f"{recipe.name}: the loss became {value} at step {step}; lower the learning rate")
-        last = step + 1 == schedule.steps
-        measured = (step + 1) % eval_every == 0 or last
-        held_loss, held_accuracy = evaluate(model, probe.to(device), autocast) if measured else (None, None)
-        point = Point(
-            step=step,
-            tokens_seen=(step + 1) * schedule.batch_size * schedule.length,
-            loss=value,
-            lr_factor=factor,
-            held_out_loss=held_loss,
-            held_out_accuracy=held_accuracy,
-            elapsed_s=before_s + time.monotonic() - started_s,
-        )
-        points.append(point)
-        if report is not None:
-            report(point)
-        if measured:
-            _save(folder, model, optimizers, points, step + 1)
-    return points
+def _point(row: dict[str, Any]) -> Point:
+    fixed = {name: row.pop(name) for name in Point.__dataclass_fields__ if name != "details"}
+    return Point(**fixed, details={name: value for name, value in row.items() if isinstance(value, float)})

@@ -13,9 +13,10 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from methods.draft_model import DraftModel, DraftModelOptions
-from specbench.decode.acceptance import Match, Rejection, Rule
+from specbench.decode.acceptance import Match, RedrafterPaper, Rejection, Rule, Typical
 from specbench.decode.method import Method
 from specbench.decode.target import CachedModel
+from specbench.decode.trace import BatchTrace
 from support import decoding, laws, models, wrong
 
 pytestmark = pytest.mark.statistical
@@ -44,18 +45,32 @@ def _law():
     return laws.joint_law(_models()[0], PROMPT, TOKENS, TEMPERATURE)
 
 
-def _p_value(
+def _decode(
     method: Method, rule: Rule, draft: torch.nn.Module | None = None, rows: int = ROWS, seed: int = 5
-) -> float:
+) -> BatchTrace:
     target, usual = _models()
     model = CachedModel(target, "target")
     decoding.loaded(method, model, {"draft": draft or usual})
-    trace = decoding.decode(model, method, [PROMPT] * rows, TOKENS + 1, rule=rule, temperature=TEMPERATURE, seed=seed)
+    return decoding.decode(model, method, [PROMPT] * rows, TOKENS + 1, rule=rule, temperature=TEMPERATURE, seed=seed)
+
+
+def _p_value(
+    method: Method, rule: Rule, draft: torch.nn.Module | None = None, rows: int = ROWS, seed: int = 5
+) -> float:
+    trace = _decode(method, rule, draft, rows, seed)
     if method.caps().max_nodes:
-        drafted = sum(sum(row.drafted_depth_per_step) for row in trace.rows)
-        accepted = sum(sum(row.accepted_per_step) for row in trace.rows)
-        assert 0 < accepted < drafted, "a draft that is accepted always, or never, tests nothing"
+        assert 0 < _accepted_share(trace) < 1, "a draft that is accepted always, or never, tests nothing"
     return laws.p_value(laws.counts(decoding.ids(trace), 5, TOKENS), _law())
+
+
+def _accepted_share(trace: BatchTrace) -> float:
+    accepted = sum(sum(row.accepted_per_step) for row in trace.rows)
+    return accepted / sum(sum(row.drafted_depth_per_step) for row in trace.rows)
+
+
+def _total_variation(trace: BatchTrace) -> float:
+    counts = laws.counts(decoding.ids(trace), 5, TOKENS)
+    return float(abs(counts / counts.sum() - _law()).sum() / 2)
 
 
 def _draft(kind: type[DraftModel] = DraftModel, **options: object) -> DraftModel:
@@ -64,6 +79,11 @@ def _draft(kind: type[DraftModel] = DraftModel, **options: object) -> DraftModel
 
 def _tree(*branching: int, proposal: str = "top_k", kind: type[DraftModel] = DraftModel) -> DraftModel:
     return _draft(kind, tree={"branching": list(branching), "proposal": proposal})
+
+
+def _beams(*branching: int) -> DraftModel:
+    """A tree of the most likely tokens with the draft's distributions, as a beam search gives it."""
+    return _tree(*branching, proposal="iid", kind=wrong.BeamsSaidToBeDrawn)
 
 
 PROPOSALS = {
@@ -115,7 +135,9 @@ def test_match_leaves_the_joint_law_of_the_first_tokens_as_the_targets(proposal:
             wrong.IndependentDrawPerCandidate,
             id="the same after a lookup",
         ),
-        pytest.param(lambda: _tree(2, 2, 1), wrong.TypicalAcceptance, id="typical acceptance"),
+        pytest.param(lambda: _tree(2, 2, 1), Typical, id="typical acceptance"),
+        pytest.param(lambda: _beams(2, 2, 1), RedrafterPaper, id="ReDrafter's published rule"),
+        pytest.param(lambda: _beams(1, 1, 1), RedrafterPaper, id="the same with a single beam"),
         pytest.param(lambda: _draft(gamma=1), wrong.BonusIgnoresTemperature, id="a bonus token from the raw logits"),
         pytest.param(lambda: _draft(gamma=3), wrong.DraftProbsWithoutTemperature, id="q at another temperature"),
         pytest.param(lambda: _draft(gamma=3), wrong.ShiftedDraftProbs, id="q of another node"),
@@ -139,6 +161,35 @@ def test_match_leaves_the_joint_law_of_the_first_tokens_as_the_targets(proposal:
 )
 def test_a_wrong_rule_or_a_lying_draft_fails_the_same_check(method, rule):
     assert _p_value(method(), rule(), rows=6_000) < WRONG
+
+
+@pytest.mark.parametrize(
+    ("proposal", "rule"),
+    [("autoregressive", Typical), ("autoregressive", RedrafterPaper), ("a sampled chain", RedrafterPaper)],
+)
+def test_a_lossy_rule_is_exact_where_it_has_nothing_to_bias(proposal, rule):
+    assert _p_value(PROPOSALS[proposal](), rule()) > HONEST
+
+
+def test_a_better_drafter_makes_the_lossy_rules_no_less_biased_and_inflates_their_acceptance():
+    """The same tree of the most likely tokens by another model, and by the target itself, which is q = p.
+
+    The first row of each is the exact rule: its distance from the target's law is what 4,000 texts leave to chance.
+    """
+    other, same = _models()[1], _models()[0]
+    found = {
+        (rule.name, name): _decode(draft, rule, model)
+        for name, model in (("other", other), ("same", same))
+        for rule, draft in ((Rejection(), _tree(2, 2, 1)), (Typical(), _tree(2, 2, 1)), (RedrafterPaper(), _beams(2, 2, 1)))
+    }
+    expected = {
+        ("rejection", "other"): (0.06, 0.26), ("typical", "other"): (0.77, 0.64),
+        ("redrafter_paper", "other"): (0.57, 0.52), ("rejection", "same"): (0.06, 0.78),
+        ("typical", "same"): (0.67, 1.0), ("redrafter_paper", "same"): (0.67, 1.0),
+    }  # fmt: skip
+    for key, (variation, share) in expected.items():
+        assert _total_variation(found[key]) == pytest.approx(variation, abs=0.015), key
+        assert _accepted_share(found[key]) == pytest.approx(share, abs=0.015), key
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@
 They read the same uniforms and the same noise, so decisions are compared exactly, not in distribution.
 """
 
+import math
+from itertools import pairwise
+
 from torch import Tensor
 
 from specbench.decode.acceptance import Verification
@@ -63,6 +66,67 @@ def reject(
                 draft = draft / draft.sum()
         else:
             return here, remaining
+
+
+def typical(
+    parents: list[int], probe: list[bool], step: Verification, row: int, target: Tensor, epsilon: float, delta: float
+) -> tuple[int, Tensor]:
+    """Typical acceptance for one row: where the longest path ends, and what the next token is drawn from."""
+    level = [0]
+    while level:
+        best, likely = min(level), []
+        for node in level:
+            p = target[node]
+            entropy = -sum(float(chance) * float(chance.log()) for chance in p if chance > 0)
+            threshold = min(epsilon, delta * math.exp(-entropy))
+            likely += [
+                child for child in _children(parents, probe, node) if float(p[step.tokens[row, child]]) > threshold
+            ]
+        level = likely
+    return best, target[best]
+
+
+def redrafter(
+    parents: list[int],
+    probe: list[bool],
+    step: Verification,
+    row: int,
+    target: Tensor,
+    draft_rows: list[int] | None = None,
+) -> tuple[int, Tensor]:
+    """ReDrafter's published sampling for one row: where the luckiest beam stops, and what the next token is drawn from.
+
+    A beam is tried token by token, each with luck of its own.
+    """
+    assert step.draft_probs is not None
+    longest, end, refused = -1, 0, False
+    for number, beam in enumerate(_beams(parents, probe)):
+        accepted = [0]
+        for above, node in pairwise([0, *beam]):
+            token = int(step.tokens[row, node])
+            q = step.draft_probs[row, above if draft_rows is None else draft_rows[above]].double()
+            luck = float(_row_uniform(step, row, step.positions[row : row + 1, above : above + 1], number))
+            if luck >= float(target[above][token] / q[token]):
+                break
+            accepted.append(node)
+        if len(accepted) > longest:
+            longest, end, refused = len(accepted), accepted[-1], len(accepted) <= len(beam)
+    if not refused:
+        return end, target[end]
+    q = step.draft_probs[row, end if draft_rows is None else draft_rows[end]].double()
+    return end, (target[end] - q).clamp_min(0)
+
+
+def _beams(parents: list[int], probe: list[bool]) -> list[list[int]]:
+    """The paths from below the root to every leaf, in the leaves' order; probes and what hangs below them are none."""
+    paths: list[list[int]] = []
+    open_paths = [[child] for child in _children(parents, probe, 0)]
+    while open_paths:
+        way = open_paths.pop()
+        children = _children(parents, probe, way[-1])
+        open_paths += [[*way, child] for child in children]
+        paths += [] if children else [way]
+    return sorted(paths, key=lambda way: way[-1])
 
 
 def _row_uniform(step: Verification, row: int, position: Tensor, rank: int) -> Tensor:

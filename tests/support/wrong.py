@@ -1,7 +1,7 @@
 """Published or tempting ways to get the distribution wrong. A check that lets one of them pass is no check.
 
-The rules are as found in Medusa, REST, ReDrafter, the first EAGLE and elsewhere; the drafts are methods that say one
-thing about where their tokens come from and do another.
+The rules are as found in Medusa, REST, the first EAGLE and elsewhere, beside the lossy ones that the core has itself;
+the drafts are methods that say one thing about where their tokens come from and do another.
 """
 
 from dataclasses import replace
@@ -13,7 +13,6 @@ from methods.draft_model import DraftModel
 from specbench.decode.acceptance import Decision, Rejection, Verification, follow
 from specbench.decode.method import RowView, TokenTree
 from specbench.decode.sampling import Stream
-from specbench.decode.tree import deepest
 
 
 def _at(values: Tensor, nodes: Tensor) -> Tensor:
@@ -45,19 +44,6 @@ class IndependentDrawPerCandidate(_Wrong):
         best = follow(step, step.sampler.draw(step.logits, step.positions, Stream.ACCEPT)).best
         whole = _at(step.sampler.probs(step.logits, step.positions), best)
         return Decision(best, step.sampler.draw_from(whole, _position(step, best), Stream.RESIDUAL))
-
-
-class TypicalAcceptance(_Wrong):
-    """Medusa's rule: accept what is likely enough, and take the longest."""
-
-    def decide(self, step: Verification) -> Decision:
-        layout, probs = step.layout, step.sampler.probs(step.logits, step.positions)
-        entropy = -(probs * probs.clamp_min(1e-9).log()).sum(-1)
-        threshold = (0.3 * (-entropy).exp()).clamp_max(0.09)
-        rows = torch.arange(len(probs))[:, None]
-        likely = probs[rows, layout.parent, step.tokens] > threshold.gather(1, layout.parent)
-        best = deepest(layout, likely)
-        return Decision(best, step.sampler.draw_from(_at(probs, best), _position(step, best), Stream.RESIDUAL))
 
 
 class BonusIgnoresTemperature(_Wrong):
@@ -104,7 +90,7 @@ class ArgmaxSaidToBeDrawn(DraftModel):
 
 
 class BeamsSaidToBeDrawn(DraftModel):
-    """ReDrafter's way: the most likely children, verified as if drawn."""
+    """As a beam search drafts: the most likely children, verified as if drawn."""
 
     def _children(self, view: RowView, logits: Tensor, positions: Tensor, children: int) -> Tensor:
         return view.sampler.weigh(logits, positions).topk(children, dim=-1).indices.flatten(1)

@@ -16,6 +16,7 @@ from specbench.config import (
     SyntheticAcceptance,
     SyntheticRule,
     TargetSpec,
+    TypicalAcceptance,
     load,
 )
 from specbench.errors import ConfigError
@@ -67,7 +68,8 @@ def test_every_option_is_described():
     def undescribed(model: type[Settings]) -> list[str]:
         return [f"{model.__name__}.{name}" for name, info in model.model_fields.items() if not info.description]
 
-    models = [DecodeSettings, MachineSettings, MeasureSettings, PromptSettings, RandomModel, SyntheticAcceptance]
+    models = [DecodeSettings, MachineSettings, MeasureSettings, PromptSettings, RandomModel, SyntheticAcceptance,
+              TypicalAcceptance]  # fmt: skip
     assert [name for model in [*models, TargetSpec] for name in undescribed(model)] == []
 
 
@@ -111,6 +113,18 @@ def test_rules_by_name_and_by_mapping_stand_on_one_axis(experiment):
         HEAD + "decode: {rule: [match, {synthetic: {mean_length: [2.5, 3]}}, {synthetic: {trace: [1, 0]}}]}"
     )
     assert [d.rule_name for d in found.decode] == ["match", "synthetic", "synthetic", "synthetic"]
+
+
+def test_lossy_rules_stand_on_an_axis_and_typical_is_short_for_its_defaults(experiment):
+    found = experiment(
+        HEAD + "decode: {temperature: 0.8, rule: [auto, redrafter_paper, typical, {typical: {delta: [0.1, 0.5]}}]}"
+    )
+    assert [d.rule_name for d in found.decode] == ["rejection", "redrafter_paper", "typical", "typical", "typical"]
+    assert [d.rule.typical for d in found.decode[2:]] == [
+        TypicalAcceptance(epsilon=0.09, delta=0.3),
+        TypicalAcceptance(epsilon=0.09, delta=0.1),
+        TypicalAcceptance(epsilon=0.09, delta=0.5),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -168,12 +182,30 @@ def test_a_number_with_an_exponent_is_a_number(experiment):
         ("decode: {top_p: 0}", "e.yaml:4: decode.top_p: should be greater than 0, got 0."),
         (
             "decode: {rule: gready}",
-            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match' or 'rejection', got 'gready'. "
+            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match', 'rejection', 'typical' or 'redrafter_paper', got "
+            "'gready'. "
             "Did you mean 'greedy'?",
         ),
         (
             "decode: {rule: {synthetic: {rate: [1]}}}",
             "e.yaml:4: decode.rule.synthetic.rate: unknown key, got [1]. Did you mean 'rates'?",
+        ),
+        (
+            "decode: {rule: typica}",
+            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match', 'rejection', 'typical' or 'redrafter_paper', got "
+            "'typica'. Did you mean 'typical'?",
+        ),
+        (
+            "decode: {rule: {typical: {epsilon: 1.5}}}",
+            "e.yaml:4: decode.rule.typical.epsilon: should be less than 1, got 1.5.",
+        ),
+        (
+            "decode: {rule: {typical: {detla: 0.5}}}",
+            "e.yaml:4: decode.rule.typical.detla: unknown key, got 0.5. Did you mean 'delta'?",
+        ),
+        (
+            "decode: {rule: [typical, {typical: {epsilon: 0.09}}]}",
+            "e.yaml:4: decode: the axes give the same settings twice.",
         ),
         (
             "decode: {rule: {synthetic: {rates: [0.5, 1.5]}}}",

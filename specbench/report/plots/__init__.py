@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from specbench.report.metrics import Frames
 from specbench.report.plots import speed, steps
 from specbench.report.plots.style import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
+from specbench.report.words import text_notes
 
 __all__ = ["FIGURES", "THEMES", "Drawing", "Look", "adaptive", "look", "look_of", "mark", "themed"]
 
@@ -47,7 +48,7 @@ class Drawing:
 def look_of(frames: Frames, theme: str = "light") -> Look:
     """The look of all arms of a report."""
     series = dict(zip(frames.summary["arm"], frames.summary["series"], strict=True))
-    return look([*series], theme, series)
+    return look([*series], theme, series, text_notes(frames.summary))
 
 
 _INTERVAL = "Bars are 95 % intervals over batches of prompts; below four batches there is none. "

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specbench.report.plots.style import GREYS
+from specbench.report.words import text_notes
 
 _ACROSS = 3
 
@@ -99,11 +100,7 @@ def ordered_arms(summary: pd.DataFrame) -> list[str]:
 
 def name_arms(found: Mapping[str, Axes], summary: pd.DataFrame, arms: Sequence[str]) -> None:
     """Arm names at the left edge, wrapped, with what a reader must know of each."""
-    notes = {}
-    for arm, own in summary.groupby("arm"):
-        flags = [" (simulated)"] if own["simulated"].any() else []
-        flags += [" (lossy)"] if not own["lossless"].all() else []
-        notes[str(arm)] = "".join(flags)
+    notes = text_notes(summary)
     labels = ["\n".join(textwrap.wrap(arm + notes.get(arm, ""), 30, break_on_hyphens=False)) for arm in arms]
     for axes in found.values():
         axes.set_yticks(range(len(arms)), labels)

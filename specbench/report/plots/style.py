@@ -40,11 +40,12 @@ THEMES = ("light", "dark")
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and marker of every arm, and the theme's ink."""
+    """Colour and marker of every arm, what must be said beside its name, and the theme's ink."""
 
     colours: dict[str, str]
     markers: dict[str, str]
     theme: str
+    notes: Mapping[str, str]
 
     @property
     def ink(self) -> str:
@@ -64,16 +65,23 @@ class Look:
     def handle(self, arm: str, label: str | None = None, *, line: bool = False) -> Line2D:
         """The entry of an arm in a legend."""
         colour, style = self.colours[arm], "-" if line else ""
-        return Line2D([], [], color=colour, marker=self.markers[arm], linestyle=style, label=label or arm)
+        name = f"{label or arm}{self.notes.get(arm, '')}"
+        return Line2D([], [], color=colour, marker=self.markers[arm], linestyle=style, label=name)
 
 
-def look(arms: Sequence[str], theme: str = "light", series: Mapping[str, str] | None = None) -> Look:
+def look(
+    arms: Sequence[str],
+    theme: str = "light",
+    series: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Look:
     """The look of a report that shows these arms; the same arms give the same look.
 
     Args:
         arms: Names, in any order.
         theme: One of `THEMES`.
         series: The sweep that an arm belongs to, where it belongs to one.
+        notes: What a legend adds to an arm's name.
     """
     names = sorted(set(arms) - set(GREYS), key=_natural)
     families: dict[str, list[str]] = {}
@@ -84,7 +92,7 @@ def look(arms: Sequence[str], theme: str = "light", series: Mapping[str, str] | 
         hue = _PALETTE[index % len(_PALETTE)]
         colours |= dict(zip(members, _shades(hue, len(members)), strict=True))
     markers = {name: _MARKERS[index % len(_MARKERS)] for index, name in enumerate(names)}
-    return Look(colours | GREYS, markers | dict.fromkeys(GREYS, "o"), theme)
+    return Look(colours | GREYS, markers | dict.fromkeys(GREYS, "o"), theme, notes or {})
 
 
 def _shades(hue: str, count: int) -> list[str]:

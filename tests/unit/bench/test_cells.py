@@ -4,6 +4,7 @@ import pytest
 
 from specbench.bench.cells import ready, rule_of
 from specbench.config import DecodeSettings
+from specbench.decode.acceptance import Typical
 from specbench.errors import ConfigError
 from tests.unit.bench.bench_plans import ONE_CELL, TWO_CELLS, plan_of
 from tests.unit.models import tiny
@@ -78,6 +79,27 @@ def test_a_gpu_that_is_not_there_is_named_in_one_line(folder):
 def test_synthetic_rates_reach_the_rule_as_they_are_written():
     rule = rule_of(DecodeSettings.model_validate({"rule": {"synthetic": {"rates": (0.8, 0.5)}}}))
     assert rule.survival(4) == [0.8, 0.5, 0.0, 0.0]
+
+
+def test_typical_thresholds_reach_the_rule_as_they_are_written():
+    rules = [rule_of(DecodeSettings.model_validate({"rule": rule})) for rule in ("typical", {"typical": {"delta": 0.5}})]
+    assert rules == [Typical(epsilon=0.09, delta=0.3), Typical(epsilon=0.09, delta=0.5)]
+
+
+def test_other_thresholds_are_other_trials_and_defaults_are_the_same_written_or_not(folder):
+    def trials(rule):
+        text = ONE_CELL.replace("batch_size: 2", f"batch_size: 2, temperature: 0.8, rule: {rule}")
+        return set(cells(folder, text.replace("temperature: 0.0, ", ""))[0].trial_ids.values())
+
+    assert trials("typical") == trials("{typical: {epsilon: 0.09}}")
+    assert not trials("typical") & trials("{typical: {epsilon: 0.1}}")
+
+
+def test_cells_that_differ_in_a_threshold_alone_have_names_that_say_so(folder):
+    rules = "rule: [typical, {typical: {delta: 0.5}}, redrafter_paper]"
+    names = [cell.name for cell in cells(folder, ONE_CELL.replace("batch_size: 2", f"batch_size: 2, {rules}"))]
+    words = ["typical epsilon=0.09 delta=0.3", "typical epsilon=0.09 delta=0.5", "redrafter_paper"]
+    assert [word in name for word, name in zip(words, names, strict=True)] == [True] * 3
 
 
 def test_simulated_acceptance_ignores_eos(folder):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from specbench.bench.lossless import applies, compare, repeat_ngram_share, tolerance
-from specbench.decode.acceptance import Greedy, Match, Rejection, Synthetic
+from specbench.bench.lossless import applies, claims, compare, repeat_ngram_share, tolerance
+from specbench.decode.acceptance import Greedy, Match, RedrafterPaper, Rejection, Synthetic, Typical
 from specbench.decode.sampling import Sampler, Stream
 from specbench.decode.target import CachedModel
 from tests.unit.models import tiny
@@ -108,10 +108,20 @@ def test_sampled_text_is_judged_with_the_noise_that_chose_it(target):
         (Rejection(), 0.8, False),
         (Match(), 0.8, True),
         (Synthetic(mean_length=2.0), 0.0, False),
+        (Typical(), 0.0, False),
+        (RedrafterPaper(), 0.0, False),
     ],
 )
 def test_the_check_applies_where_the_same_ids_are_promised(rule, temperature, expected):
     assert applies(rule, temperature) is expected
+
+
+def test_a_lossy_rule_takes_nothing_from_autoregressive_decoding_and_a_simulated_one_all():
+    assert [claims(rule, drafts=False) for rule in (Typical(), RedrafterPaper(), Rejection())] == [True] * 3
+    assert [claims(rule) for rule in (Typical(), RedrafterPaper(), Rejection())] == [False, False, True]
+    assert not claims(Synthetic(mean_length=2.0), drafts=False)
+    assert applies(Typical(), 0.0, drafts=False)
+    assert not applies(Typical(), 0.8, drafts=False)
 
 
 def test_half_precision_is_given_more_room_than_single():

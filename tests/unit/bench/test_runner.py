@@ -9,6 +9,7 @@ import torch
 
 from methods.draft_model import DraftModel
 from specbench import registry
+from specbench.analysis.verdicts import stored_checks
 from specbench.bench import arms
 from specbench.errors import ConfigError, ResultsError
 from specbench.records.store import Store
@@ -249,6 +250,35 @@ def test_simulated_acceptance_is_marked_and_not_compared(folder):
     assert not rows["lossless"].any()
     assert rows["verdict"].isna().all()
     assert set(rows["output_tokens"]) == {10}
+
+
+def test_a_lossy_rule_marks_what_drafts_and_a_method_that_it_cannot_judge_is_unsupported(folder):
+    text = ONE_CELL.replace("temperature: 0.0", "temperature: 0.8, rule: [typical, redrafter_paper]")
+    summary = run(folder, text)
+    rows = requests(summary)
+    assert not rows.loc[rows["method"] != "autoregressive", "lossless"].any()
+    assert rows.loc[rows["method"] == "autoregressive", "lossless"].all()
+    assert set(rows.groupby("cell")["rule"].unique().map(tuple)) == {("typical",), ("redrafter_paper",)}
+    refused = rows[rows["status"] != "ok"]
+    assert set(zip(refused["status"], refused["arm"], refused["rule"], strict=True)) == {
+        ("unsupported", "prompt_lookup", "redrafter_paper")
+    }
+    assert set(refused["reason"]) == {
+        "method prompt_lookup gives no draft_probs for its drafts, and the rule redrafter_paper needs them"
+    }
+    assert (summary.finished, summary.unsupported, summary.failed) == (7, 1, 0)
+
+
+def test_at_temperature_zero_the_autoregressive_twin_is_compared_under_a_lossy_rule_as_well(folder):
+    rows = requests(run(folder, ONE_CELL.replace("batch_size: 2", "batch_size: 2, rule: typical")))
+    assert set(rows[rows["arm"] == "autoregressive-twin"]["verdict"]) == {"equal"}
+    assert rows[rows["arm"] == "draft_model"]["verdict"].isna().all()
+    assert [list(ids) for ids in rows[rows["arm"] == "draft_model"]["output_ids"]] == [
+        list(ids) for ids in rows[rows["arm"] == "autoregressive"]["output_ids"]
+    ]
+    checks = {check.arm: check for check in stored_checks(rows)}
+    assert all(not check.faults for check in checks.values())
+    assert "lossy: the rule typical" in checks["draft_model"].note
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_half_written_part(folder, monkeypatch):

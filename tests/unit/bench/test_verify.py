@@ -4,6 +4,7 @@ import pytest
 
 from methods.draft_model import DraftModel
 from specbench import registry
+from specbench.analysis.verdicts import outcome
 from specbench.bench.verify import REFERENCE, verify
 from specbench.decode.method import TokenTree
 from specbench.errors import ConfigError
@@ -106,6 +107,14 @@ def test_simulated_acceptance_is_refused_with_the_reason(folder):
     found = checks(folder, text)
     assert [check.kind for check in found] == ["none", "none"]
     assert all("simulated acceptance" in check.note for check in found)
+
+
+@pytest.mark.parametrize("rule", ["typical", "redrafter_paper"])
+def test_a_lossy_rule_is_refused_with_the_reason(folder, rule):
+    found = checks(folder, GREEDY.replace("batch_size: [1, 2]", f"temperature: 0.8, rule: {rule}"))
+    assert [check.kind for check in found] == ["none", "none"]
+    assert all(f"lossy: the rule {rule}" in check.note for check in found)
+    assert outcome(found).compared == 0  # which ends the command with "nothing was compared"
 
 
 def test_sampled_text_under_rejection_is_checked_once_by_its_distribution(folder):

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from specbench.decode import loop
 from specbench.decode import target as target_module
-from specbench.decode.acceptance import Match, Rejection, Synthetic
+from specbench.decode.acceptance import Match, RedrafterPaper, Rejection, Synthetic, Typical
 from specbench.decode.method import Caps, Hidden, RowView, TokenTree
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, NullWatch
 from specbench.decode.tree import Topology
-from specbench.errors import ConfigError, ContractError
+from specbench.errors import ConfigError, ContractError, UnsupportedError
 from support import decoding, models
 from support.methods import Given, Listening, Scripted
 
@@ -600,6 +600,31 @@ def test_the_synthetic_rule_asks_the_device_nothing_once_its_table_is_there(rule
     target = decoding.family("llama")
     decoding.decode(target, _QUIET["chain"](target), PROMPTS, 8, rule=rule)
     _watched("chain", rule, 0.0, PROMPTS, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    [
+        *((Typical(), method) for method in _QUIET),
+        *((RedrafterPaper(), method) for method in ("autoregressive", "chain", "tree drawn with replacement")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_lossy_rule_asks_the_device_nothing_and_has_no_loop_over_rows(rule, method, monkeypatch):
+    one = _watched(method, rule, 0.8, PROMPTS[:1], monkeypatch)
+    many = _watched(method, rule, 0.8, (PROMPTS * 7)[:32], monkeypatch)
+    assert set(one.launches["accept"]) == set(many.launches["accept"])
+    assert len(set(one.launches["accept"])) == 1
+
+
+@pytest.mark.parametrize("method", ["tree", "lookup"])
+def test_a_draft_without_a_distribution_is_unsupported_under_a_rule_that_takes_points_for_draws(method: str):
+    target = decoding.family("llama")
+    build = {**_QUIET, "lookup": lambda target: decoding.prompt_lookup()}[method]
+    with pytest.raises(UnsupportedError, match=f"^method {build(target).name} gives no draft_probs.*redrafter_paper"):
+        decoding.decode(target, build(target), PROMPTS, 8, rule=RedrafterPaper(), temperature=0.8)
+    greedy = decoding.decode(target, build(target), PROMPTS, 8, rule=RedrafterPaper(), temperature=0.0)
+    assert decoding.ids(greedy) == decoding.ids(decoding.decode(target, decoding.autoregressive(), PROMPTS, 8))
 
 
 @pytest.mark.parametrize("question", ["item", "bool", "tolist", "nonzero", "mask", "constant"])

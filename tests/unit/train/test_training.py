@@ -13,7 +13,8 @@ from specbench.models.source import locate
 from specbench.train import causal_lm
 from specbench.train.causal_lm import Workshop, build, train_draft, train_target
 from specbench.train.data import Corpus, Windows, consecutive, encode, text_files, train_tokenizer
-from specbench.train.loop import CHECKPOINT, token_loss, train
+from specbench.train.language import token_loss, train_language_model
+from specbench.train.loop import CHECKPOINT
 from specbench.train.recipes import RECIPES, Cycle, Recipe, Schedule, Shape, recipe_named
 from specbench.train.teacher import Teacher, divergence
 
@@ -42,7 +43,7 @@ def ids(tokenizer):
 def a_run(tokenizer, ids, folder, schedule=SCHEDULE, teacher=None):
     recipe = Recipe("tiny", "target", TINY, schedule, eval_windows=2)
     model = build(TINY, tokenizer, len(tokenizer), seed=0)
-    points = train(model, recipe, ids, ids, folder, teacher=teacher, dtype=torch.float32, eval_every=2)
+    points = train_language_model(model, recipe, ids, ids, folder, teacher=teacher, dtype=torch.float32, eval_every=2)
     return model, points
 
 

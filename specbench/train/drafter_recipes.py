@@ -1,0 +1,247 @@
+"""Recipes for a method's own weights, those of the embedded family among them, and the run that follows one."""
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from pydantic import ValidationError
+
+from specbench import registry
+from specbench.decode.drafter import Drafter
+from specbench.errors import ConfigError, TrainingError, did_you_mean
+from specbench.models.drafters import DrafterFiles, embedded_folder
+from specbench.models.loader import LoadedModel, Placement, load
+from specbench.models.source import locate
+from specbench.train.causal_lm import Workshop, beliefs_folder
+from specbench.train.continuations import Continuations
+from specbench.train.data import Windows, encode, standard_library
+from specbench.train.drafters import DrafterSchedule, DrafterTask, Student, adamw
+from specbench.train.examples import Example, Examples, load_examples
+from specbench.train.files import write_json
+from specbench.train.loop import Point, train
+from specbench.train.processes import Processes
+from specbench.train.recipes import Schedule
+from specbench.train.teacher import PROMPT_SHARE, Teacher
+
+Distillation = Literal["responses", "continuations"]
+
+
+@dataclass(frozen=True)
+class DrafterRecipe:
+    """Everything that decides a drafter's weights.
+
+    Attributes:
+        name: Of the finished drafter.
+        method: Whose weights they are.
+        target: The model that they draft for.
+        settings: Their shape, as the method's drafter takes it.
+        data: What they learn from; see ``load_examples``.
+        distil: ``responses``: from text that the target has written itself. ``continuations``: at every place from what
+            the target would go on with, greedily. Both may be asked for.
+        schedule: For how long.
+        max_tokens: Longest text.
+        most_texts: Texts at most, None for all.
+        template: Chat template, where the tokenizer's own is not meant.
+        own_batches: For responses to plain text: batches of windows that the target writes.
+    """
+
+    name: str
+    method: str
+    target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: tuple[str, ...] = ("sharegpt",)
+    distil: tuple[Distillation, ...] = ()
+    schedule: DrafterSchedule = field(default_factory=DrafterSchedule)
+    max_tokens: int = 2048
+    most_texts: int | None = None
+    template: str | None = None
+    own_batches: int = 256
+
+
+_PICO = DrafterSchedule(epochs=3, batch_size=16, micro_batch=8, lr=2e-3)
+_SHARED = {"shared_output": True}
+
+FAMILY: dict[str, DrafterRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        DrafterRecipe("pico-medusa", "medusa", "pico", _SHARED, ("stdlib",), ("responses",), _PICO, 384),
+        DrafterRecipe(
+            "pico-redrafter",
+            "redrafter",
+            "pico",
+            {**_SHARED, "exit_dim": 384},
+            ("stdlib",),
+            ("responses",),
+            _PICO,
+            384,
+        ),
+        DrafterRecipe(
+            "pico-redrafter-plain", "redrafter", "pico", {**_SHARED, "exit_dim": 384}, ("stdlib",), (), _PICO, 384, 2560
+        ),
+    )
+}
+"""The drafters of the embedded family: heads, and two recurrent drafters of which one has learned from the target."""
+
+
+def train_drafter(
+    recipe: DrafterRecipe, shop: Workshop, report: Callable[[Point], None], processes: Processes | None = None
+) -> Path:
+    """Train a drafter by its recipe and return the folder that holds it.
+
+    Raises:
+        TrainingError: The method learns nothing, or the target has no token map.
+        ConfigError: A setting that the drafter does not have.
+    """
+    processes = processes or Processes.alone()
+    kind, settings = drafter_of(recipe.method, recipe.settings)
+    target = load(locate(recipe.target, shop.out), _placement(recipe, shop))
+    if target.source.own_tokenizer is None:
+        raise TrainingError(f"{recipe.target}: random weights have no token map and teach nothing")
+    examples = _examples(recipe, target, shop)
+    torch.manual_seed(recipe.schedule.seed)
+    drafter = kind.new(settings, target.model).float().bind(target.model)
+    student = Student(drafter, target.model, joint=recipe.schedule.joint)
+    continuations = None
+    if "continuations" in recipe.distil:
+        kept = shop.work / "continuations" / f"{target.weights_sha}-{examples.sha[:12]}"
+        continuations = Continuations(target.model.sharing_weights(), kept, drafter.depth + 1)
+    task = DrafterTask(
+        recipe.name,
+        student,
+        examples,
+        recipe.schedule,
+        continuations=continuations,
+        dtype=shop.dtype,
+        processes=processes,
+    )
+    points = train(
+        task,
+        adamw(student, recipe.schedule, task.steps),
+        task.steps,
+        shop.work / recipe.name,
+        clip=recipe.schedule.clip,
+        report=report,
+        processes=processes,
+    )
+    folder = embedded_folder(recipe.name, shop.out)
+    if processes.is_first:
+        task.evaluate()  # a resumed training may have nothing left to do, and the accuracies are not in a checkpoint
+        _write(folder, recipe, student, target, examples, points, shop)
+    processes.wait()
+    return folder
+
+
+def drafter_of(method: str, given: Mapping[str, Any]) -> tuple[type[Drafter], Any]:
+    """The drafter class of a method, and its settings checked.
+
+    Raises:
+        TrainingError: The method learns nothing.
+        ConfigError: A setting that the drafter does not have, or a value that it refuses.
+    """
+    kind = registry.load(method).trains
+    if kind is None:
+        able = [name for name in registry.names() if name not in registry.baselines() and registry.load(name).trains]
+        raise TrainingError(f"{method} has nothing to train; methods that do: {', '.join(able)}")
+    try:
+        return kind, kind.Settings.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        hint = did_you_mean(name, kind.Settings.model_fields) if first["type"] == "extra_forbidden" else ""
+        raise ConfigError(f"--set {name}: {first['msg']}, got {first['input']!r}. {hint}".strip()) from error
+
+
+def _placement(recipe: DrafterRecipe, shop: Workshop) -> Placement:
+    # A target that learns keeps its weights in float32; one that only speaks may do so in half precision.
+    return Placement(shop.device, torch.float32 if recipe.schedule.joint else shop.dtype, None)
+
+
+def _examples(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> Examples:
+    if "responses" in recipe.distil and _is_plain(recipe.data):
+        return own_windows(recipe, target, shop)
+    return load_examples(
+        recipe.data, target.tokenizer, max_tokens=recipe.max_tokens, most=recipe.most_texts, template=recipe.template
+    )
+
+
+def _is_plain(data: tuple[str, ...]) -> bool:
+    return data == ("stdlib",)
+
+
+def own_windows(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> Examples:
+    """Beginnings from a plain text that the target has gone on with; its part is what is learned.
+
+    The batches are those that the family's drafts learn from (``Teacher.own_text``), so they are written once.
+    """
+    corpus = standard_library()
+    texts = _own(target, encode(target.tokenizer, corpus.training), recipe.own_batches, shop)
+    measured = _own(target, encode(target.tokenizer, corpus.held_out), _HELD_OUT_BATCHES, shop)
+    sha = hashlib.sha256(b"".join(text.tokens.tobytes() for text in (*texts, *measured))).hexdigest()
+    return Examples(f"beginnings from {corpus.what}, gone on with by {target.source.name}", texts, measured, sha)
+
+
+_HELD_OUT_BATCHES = 4
+_WINDOWS = Schedule(())
+
+
+def _own(target: LoadedModel, ids: np.ndarray, batches: int, shop: Workshop) -> list[Example]:
+    """Windows that the target has written on, of which only its own part is learned."""
+    module = target.model.module
+    teacher = Teacher(module, beliefs_folder(target.source, ids, _WINDOWS, shop.work))
+    windows = Windows(ids, _WINDOWS.length, _WINDOWS.batch_size, _WINDOWS.seed)
+    rows = np.concatenate([teacher.own_text(windows, index).numpy() for index in range(batches)]).astype(np.int32)
+    learn = np.arange(rows.shape[1]) >= int(rows.shape[1] * PROMPT_SHARE)
+    return [Example(row, learn) for row in rows]
+
+
+def _write(
+    folder: Path,
+    recipe: DrafterRecipe,
+    student: Student,
+    target: LoadedModel,
+    examples: Examples,
+    points: list[Point],
+    shop: Workshop,
+) -> None:
+    base = recipe.target
+    if recipe.schedule.joint:
+        base = str(folder / "target")
+        student.target.module.to(shop.dtype).save_pretrained(base)
+        target.tokenizer.save_pretrained(base)
+    student.drafter.to(torch.bfloat16).save(folder, base)
+    write_json(folder / "card.json", _card(folder, recipe, student, target, examples, points))
+
+
+def _card(
+    folder: Path,
+    recipe: DrafterRecipe,
+    student: Student,
+    target: LoadedModel,
+    examples: Examples,
+    points: list[Point],
+) -> dict[str, object]:
+    return {
+        "name": recipe.name,
+        "role": recipe.method,
+        "parameters": sum(parameter.numel() for parameter in student.drafter.parameters()),
+        "recipe": asdict(recipe),
+        "data": {"what": examples.what, "texts": len(examples.training), "sha": examples.sha[:16]},
+        "target": {"name": target.source.name, "weights_sha": target.weights_sha},
+        "tokens_seen": points[-1].tokens_seen,
+        "held_out_loss": points[-1].held_out_loss,
+        "held_out": points[-1].details,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "weights_sha": DrafterFiles(recipe.name, folder).weights_sha,
+        "licence": "Apache-2.0 (weights); the text it learned from is under its own licence",
+        "rebuild": f"specbench train {recipe.method} {recipe.name}",
+    }
