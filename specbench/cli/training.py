@@ -1,20 +1,39 @@
-"""The commands that train causal language models: targets, and drafts for any target."""
+"""The commands that train: targets, drafts for any target, and the weights that a method has of its own."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from specbench.errors import ConfigError, TrainingError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from specbench.train.causal_lm import Workshop
     from specbench.train.data import Corpus
+    from specbench.train.drafter_recipes import DrafterRecipe
     from specbench.train.recipes import Recipe, Role
 
+
+class _Trainings(TyperGroup):
+    """The commands below, and one for every other method that learns weights of its own, a plug-in's as well."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; a method's are all the same one."""
+        from specbench.registry import names
+
+        found = super().get_command(ctx, cmd_name)
+        return super().get_command(ctx, "redrafter") if found is None and cmd_name in names() else found
+
+
 app = typer.Typer(
-    help="Train a target or a draft; a run that was cut short goes on from its last checkpoint.", no_args_is_help=True
+    cls=_Trainings,
+    help="Train a target, a draft or a method's own weights; a run that was cut short goes on from its checkpoint.",
+    no_args_is_help=True,
 )
 
 Name = Annotated[
@@ -37,6 +56,40 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the finished models.",
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints and curves.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the passes: float32 or bfloat16.")]
+
+Target = Annotated[
+    str | None, typer.Option(help="The target: embedded, a folder or a hub id.", show_default="the recipe's")
+]
+DrafterName = Annotated[
+    str | None,
+    typer.Argument(help="A recipe of the embedded family, or a name of your own.", show_default="by target and method"),
+]
+DrafterData = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="sharegpt, alpaca, stdlib, a hub data set, a file of conversations, or text files. Repeatable.",
+        show_default="the recipe's; sharegpt",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the weights' shape, like layers=1. Repeatable."),
+]
+Distil = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="responses: the target writes the answers first. continuations: at every place the target's own greedy "
+        "tokens are learned. Repeatable.",
+        show_default="neither",
+    ),
+]
+Template = Annotated[str | None, typer.Option(help="Chat template, like vicuna.", show_default="the tokenizer's own")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="2")]
+DrafterBatch = Annotated[int | None, typer.Option(min=1, help="Texts of a step.", show_default="128")]
+MicroBatch = Annotated[int | None, typer.Option(min=1, help="Texts of a forward.", show_default="4")]
+Rate = Annotated[float | None, typer.Option(min=0, help="Peak learning rate.", show_default="0.001")]
+MaxTokens = Annotated[int | None, typer.Option(min=8, help="Longest text.", show_default="2048")]
+Most = Annotated[int | None, typer.Option("--most-texts", min=1, help="Texts at most.", show_default="all")]
 
 WORK = Path("results/training")
 
@@ -68,9 +121,7 @@ def target(
 @app.command()
 def draft(
     name: Name,
-    target: Annotated[
-        str | None, typer.Option(help="The target: embedded, a folder or a hub id.", show_default="the recipe's")
-    ] = None,
+    target: Target = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Learn from the text alone.")] = False,
     data: Data = None,
     shape: ShapeText = None,
@@ -99,6 +150,130 @@ def draft(
     shop = _workshop(out, work, device, dtype)
     folder = train_draft(recipe, locate(teacher, out or ZOO), _corpus(data), shop, _printer(recipe))
     typer.echo(f"wrote {folder}")
+
+
+def _weights(
+    context: typer.Context,
+    name: DrafterName = None,
+    target: Target = None,
+    data: DrafterData = None,
+    settings: Settings = None,
+    distil: Distil = None,
+    template: Template = None,
+    epochs: Epochs = None,
+    batch_size: DrafterBatch = None,
+    micro_batch: MicroBatch = None,
+    lr: Rate = None,
+    max_tokens: MaxTokens = None,
+    most: Most = None,
+    joint: Annotated[bool, typer.Option("--joint", help="Train the target as well, as Medusa-2 does.")] = False,
+    out: Out = None,
+    work: Work = WORK,
+    device: Device = "auto",
+    dtype: Dtype = "bfloat16",
+) -> None:
+    schedule = _changes(epochs=epochs, batch_size=batch_size, micro_batch=micro_batch, lr=lr, joint=joint or None)
+    method = str(context.info_name)
+    recipe = _drafter_recipe(method, name, target, data, settings, distil, template, max_tokens, most, schedule)
+    _train_drafter(recipe, out, work, device, dtype)
+
+
+_TRAINED = {
+    "medusa": """Train Medusa heads for a target that stays as it is, or together with it.
+
+    Example: specbench train medusa --target lmsys/vicuna-7b-v1.3 --data sharegpt
+    """,
+    "redrafter": """Train a recurrent drafter; with nothing but a target as Apple's script does.
+
+    Example: specbench train redrafter --target lmsys/vicuna-7b-v1.3 --data sharegpt
+    On eight GPUs: torchrun --nproc-per-node 8 -m specbench train redrafter --target lmsys/vicuna-7b-v1.3
+    """,
+}
+for _name, _help in _TRAINED.items():
+    app.command(_name, help=_help)(_weights)
+
+
+def _changes(**given: Any) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _drafter_recipe(
+    method_name: str,
+    name: str | None,
+    target: str | None,
+    data: list[str] | None,
+    settings: list[str] | None,
+    distil: list[str] | None,
+    template: str | None,
+    max_tokens: int | None,
+    most: int | None,
+    schedule: dict[str, Any],
+) -> "DrafterRecipe":
+    """The family's recipe of that name, or the method's usual one for a target, with what is given in place of it."""
+    from specbench.train.drafter_recipes import DISTILLATIONS, drafter_recipe
+
+    if unknown := [way for way in distil or () if way not in DISTILLATIONS]:
+        raise ConfigError(f"--distil: unknown way {unknown[0]!r}. {did_you_mean(unknown[0], DISTILLATIONS)}")
+    recipe = drafter_recipe(method_name, name, target)
+    changes = _changes(
+        data=tuple(data) if data else None,
+        settings={**recipe.settings, **_parsed(settings)} if settings else None,
+        distil=tuple(distil) if distil else None,
+        template=template,
+        max_tokens=max_tokens,
+        most_texts=most,
+        schedule=replace(recipe.schedule, **schedule),
+    )
+    return replace(recipe, **changes)
+
+
+def _parsed(settings: list[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set: expected KEY=VALUE, got {setting!r}")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def _train_drafter(recipe: "DrafterRecipe", out: Path | None, work: Path, device: str, dtype: str) -> None:
+    from specbench.train.drafter_recipes import train_drafter
+    from specbench.train.processes import Processes, device_of
+
+    shop = _workshop(out, work, device, dtype)
+    processes = Processes.started(shop.device.type)
+    try:
+        shop = replace(shop, device=device_of(processes, shop.device))
+        with _curve(recipe.name, quiet=not processes.is_first) as report:
+            folder = train_drafter(recipe, shop, report, processes)
+        if processes.is_first:
+            typer.echo(f"wrote {folder}")
+    finally:
+        processes.leave()
+
+
+@contextmanager
+def _curve(name: str, *, quiet: bool) -> "Iterator[Any]":
+    """A progress line that shows where a training stands, and a line of its own for every measurement."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as bar:
+        line = bar.add_task("", total=None)
+
+        def show(point: Any, steps: int) -> None:
+            bar.update(line, completed=point.step + 1, total=steps, description=f"loss {point.loss:.3f}")
+            if point.held_out_loss is not None:
+                bar.console.print(
+                    f"{name} {point.step + 1}/{steps}: loss {point.loss:.3f}, held-out {point.held_out_loss:.3f}, "
+                    f"first guess right {point.held_out_accuracy:.1%}, {point.elapsed_s:.0f} s"
+                )
+
+        yield show
 
 
 def _recipe(

@@ -20,7 +20,10 @@ HOLDS, OPPOSITE, OPEN = "holds", "the opposite was measured", "not resolved"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms that a claim compares, alike in all that it does not name; named with what must be known of their text."""
+    """Two arms that a claim compares, alike in all that it does not name.
+
+    Their names come with what must be known of their text.
+    """
 
     title: str
     faster: str

@@ -139,7 +139,8 @@ def read_documents(
     if most is not None:
         held_out = _ordered(held_out)[: max(1, round(most * held_out_share))]
     if not training:
-        found = f"{len(held_out)} documents; one to learn from and one to hold out are the least"
+        count = len(set(map(opening, held_out)))
+        found = f"{count} different documents; one to learn from and one to hold out are the least"
         raise TrainingError(f"{_BY} {what}: {found}{because(left_out)}")
     return Documents(what, _ordered(training)[:most], _ordered(held_out), dict(left_out))
 

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import transformers
 from pydantic import ValidationError
 
 from specbench import registry
+from specbench.config import brief
 from specbench.decode.drafter import Drafter
 from specbench.errors import ConfigError, TrainingError, did_you_mean
 from specbench.models.drafters import DrafterFiles, embedded_folder
@@ -20,16 +21,20 @@ from specbench.models.loader import LoadedModel, Placement, load
 from specbench.models.source import locate
 from specbench.train.causal_lm import Workshop, beliefs_folder
 from specbench.train.continuations import Continuations
+from specbench.train.conversations import read_documents
 from specbench.train.data import Windows, encode, standard_library
 from specbench.train.drafters import DrafterSchedule, DrafterTask, Student, adamw
-from specbench.train.examples import Example, Examples, load_examples
+from specbench.train.examples import Example, Examples, encode_documents, load_examples
 from specbench.train.files import write_json
+from specbench.train.framing import framing_for
 from specbench.train.loop import Point, train
 from specbench.train.processes import Processes
 from specbench.train.recipes import Schedule
+from specbench.train.responses import own_responses
 from specbench.train.teacher import PROMPT_SHARE, Teacher
 
 Distillation = Literal["responses", "continuations"]
+DISTILLATIONS: tuple[Distillation, ...] = ("responses", "continuations")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class DrafterRecipe:
         max_tokens: Longest text.
         most_texts: Texts at most, None for all.
         template: Chat template, where the tokenizer's own is not meant.
-        own_batches: For responses to plain text: batches of windows that the target writes.
+        temperature: At which the target writes its responses.
+        own_batches: How many batches of windows of the library the target goes on with, in place of ``data``; those
+            that the family's drafts learn from as well. None where responses are written to the data.
     """
 
     name: str
@@ -61,36 +68,53 @@ class DrafterRecipe:
     max_tokens: int = 2048
     most_texts: int | None = None
     template: str | None = None
-    own_batches: int = 256
+    temperature: float = 0.0
+    own_batches: int | None = None
 
 
-_PICO = DrafterSchedule(epochs=3, batch_size=16, micro_batch=8, lr=2e-3)
-_SHARED = {"shared_output": True}
+_PICO = DrafterRecipe(
+    "",
+    "",
+    "pico",
+    settings={"shared_output": True},
+    data=("stdlib",),
+    schedule=DrafterSchedule(epochs=3, batch_size=16, micro_batch=8, lr=2e-3),
+    max_tokens=384,
+)
+_OWN: dict[str, Any] = {"distil": ("responses",), "own_batches": 256}
+_NARROW = {"shared_output": True, "exit_dim": 384}
 
 FAMILY: dict[str, DrafterRecipe] = {
     recipe.name: recipe
     for recipe in (
-        DrafterRecipe("pico-medusa", "medusa", "pico", _SHARED, ("stdlib",), ("responses",), _PICO, 384),
-        DrafterRecipe(
-            "pico-redrafter",
-            "redrafter",
-            "pico",
-            {**_SHARED, "exit_dim": 384},
-            ("stdlib",),
-            ("responses",),
-            _PICO,
-            384,
-        ),
-        DrafterRecipe(
-            "pico-redrafter-plain", "redrafter", "pico", {**_SHARED, "exit_dim": 384}, ("stdlib",), (), _PICO, 384, 2560
-        ),
+        replace(_PICO, name="pico-medusa", method="medusa", **_OWN),
+        replace(_PICO, name="pico-redrafter", method="redrafter", settings=_NARROW, **_OWN),
+        replace(_PICO, name="pico-redrafter-plain", method="redrafter", settings=_NARROW, most_texts=2560),
     )
 }
 """The drafters of the embedded family: heads, and two recurrent drafters of which one has learned from the target."""
 
 
+def drafter_recipe(method: str, name: str | None, target: str | None) -> DrafterRecipe:
+    """The family's recipe of that name, or the papers' for a target.
+
+    Raises:
+        TrainingError: The recipe is another method's, or there is neither a recipe of that name nor a target.
+    """
+    if name in FAMILY:
+        known = FAMILY[name]
+        if known.method != method:
+            raise TrainingError(f"{name} belongs to {known.method}: specbench train {known.method} {name}")
+        return known if target is None else replace(known, target=target)
+    if target is None:
+        own = [recipe.name for recipe in FAMILY.values() if recipe.method == method]
+        asked = f"unknown recipe {name!r}. {did_you_mean(name, own)} " if name else ""
+        raise TrainingError(f"{asked}--target says for which model {method} is to be trained")
+    return DrafterRecipe(name or f"{brief(target)}-{method}", method, target)
+
+
 def train_drafter(
-    recipe: DrafterRecipe, shop: Workshop, report: Callable[[Point], None], processes: Processes | None = None
+    recipe: DrafterRecipe, shop: Workshop, report: Callable[[Point, int], None], processes: Processes | None = None
 ) -> Path:
     """Train a drafter by its recipe and return the folder that holds it.
 
@@ -103,7 +127,7 @@ def train_drafter(
     target = load(locate(recipe.target, shop.out), _placement(recipe, shop))
     if target.source.own_tokenizer is None:
         raise TrainingError(f"{recipe.target}: random weights have no token map and teach nothing")
-    examples = _examples(recipe, target, shop)
+    examples = _examples(recipe, target, shop, processes)
     torch.manual_seed(recipe.schedule.seed)
     drafter = kind.new(settings, target.model).float().bind(target.model)
     student = Student(drafter, target.model, joint=recipe.schedule.joint)
@@ -126,7 +150,7 @@ def train_drafter(
         task.steps,
         shop.work / recipe.name,
         clip=recipe.schedule.clip,
-        report=report,
+        report=lambda point: report(point, task.steps),
         processes=processes,
     )
     folder = embedded_folder(recipe.name, shop.out)
@@ -162,16 +186,37 @@ def _placement(recipe: DrafterRecipe, shop: Workshop) -> Placement:
     return Placement(shop.device, torch.float32 if recipe.schedule.joint else shop.dtype, None)
 
 
-def _examples(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> Examples:
-    if "responses" in recipe.distil and _is_plain(recipe.data):
-        return own_windows(recipe, target, shop)
-    return load_examples(
-        recipe.data, target.tokenizer, max_tokens=recipe.max_tokens, most=recipe.most_texts, template=recipe.template
+def _examples(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop, processes: Processes) -> Examples:
+    if "responses" not in recipe.distil:
+        return load_examples(
+            recipe.data,
+            target.tokenizer,
+            max_tokens=recipe.max_tokens,
+            most=recipe.most_texts,
+            template=recipe.template,
+        )
+    if not processes.is_first:
+        processes.wait()  # the first one has the target write; the others find the answers
+    examples = own_windows(recipe, target, shop) if recipe.own_batches else _own_answers(recipe, target, shop)
+    if processes.is_first:
+        processes.wait()
+    return examples
+
+
+def _own_answers(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> Examples:
+    framing = framing_for(target.tokenizer, template=recipe.template)
+    documents = own_responses(
+        read_documents(recipe.data, most=recipe.most_texts),
+        target,
+        framing,
+        shop.work / "responses" / target.weights_sha,
+        max_tokens=recipe.max_tokens,
+        max_new_tokens=recipe.max_tokens // 2,
+        temperature=recipe.temperature,
+        batch_size=recipe.schedule.micro_batch,
+        seed=recipe.schedule.seed,
     )
-
-
-def _is_plain(data: tuple[str, ...]) -> bool:
-    return data == ("stdlib",)
+    return encode_documents(documents, framing, max_tokens=recipe.max_tokens)
 
 
 def own_windows(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> Examples:
@@ -180,7 +225,7 @@ def own_windows(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> E
     The batches are those that the family's drafts learn from (``Teacher.own_text``), so they are written once.
     """
     corpus = standard_library()
-    texts = _own(target, encode(target.tokenizer, corpus.training), recipe.own_batches, shop)
+    texts = _own(target, encode(target.tokenizer, corpus.training), recipe.own_batches or 0, shop)
     measured = _own(target, encode(target.tokenizer, corpus.held_out), _HELD_OUT_BATCHES, shop)
     sha = hashlib.sha256(b"".join(text.tokens.tobytes() for text in (*texts, *measured))).hexdigest()
     return Examples(f"beginnings from {corpus.what}, gone on with by {target.source.name}", texts, measured, sha)

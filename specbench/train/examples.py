@@ -111,12 +111,15 @@ def encode_documents(
         most: Examples to learn from.
 
     Raises:
-        ConfigError: The tokenizer cannot say where in a text its tokens are.
+        ConfigError: The tokenizer cannot say where in a text its tokens are, or there is no room for a label.
         TrainingError: There is nothing to learn from, or nothing else to hold out.
     """
     if not framing.tokenizer.is_fast:
         name = framing.tokenizer.name_or_path
         raise ConfigError(f"{name}: training needs a fast tokenizer (tokenizer.json), and this is none")
+    least_tokens = len(begins_of(framing.tokenizer)) + 2  # a label, and what it follows
+    if max_tokens < least_tokens:
+        raise ConfigError(f"max_tokens is {max_tokens}, and a sequence takes {least_tokens} at least")
     left_out = Counter(documents.left_out)
     least = None if most is None else max(1, round(most * held_out_share))
     training = list(islice(_encoded(documents.training, framing, max_tokens, left_out), most))
@@ -126,7 +129,9 @@ def encode_documents(
     if not training or not held_out:
         found = f"{len(training) + len(held_out)} sequences; one to learn from and one to hold out are the least"
         raise TrainingError(f"{documents.what}: {found}{because(left_out)}")
-    return Examples(documents.what, training, held_out, _sha(training, held_out), dict(left_out))
+    talks = any(isinstance(document, Conversation) for document in documents.training)
+    what = f"{documents.what}, in {framing.what}" if talks else documents.what
+    return Examples(what, training, held_out, _sha(training, held_out), dict(left_out))
 
 
 def _sha(*sides: Iterable[Example]) -> str:

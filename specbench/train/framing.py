@@ -244,7 +244,7 @@ class _Chat(Framing):
     def _closed(self, text: str, span: Span, exchange: Exchange) -> Span:
         """The span of an answer, with the token that ends its turn and nothing behind that."""
         start, end = span
-        if self._marks:  # the author of the template decides how far a mark reaches
+        if self._marks and text[start:end] != exchange.answer:  # a mark may reach to the end of the turn, or beyond
             closing = self._closing.search(text, start, end)
             end = end if closing is None else closing.start()
         ending = self._ending.match(text, end) if exchange.ended else None

@@ -18,7 +18,6 @@ import numpy as np
 from specbench import registry
 from specbench.decode.acceptance import rule_for
 from specbench.decode.loop import Decoding, Requests, generate
-from specbench.decode.method import Options
 from specbench.errors import TrainingError
 from specbench.models.loader import LoadedModel
 from specbench.train.conversations import Conversation, Document, Documents, Exchange, Text
@@ -135,8 +134,7 @@ def _works(document: Document, framing: Framing, longest: int, max_tokens: int) 
     for first in range(0, len(ids), length):
         window = ids[first : first + length]
         given = head + window[: max(1, int(len(window) * PROMPT_SHARE))]
-        if len(given) <= longest:
-            yield _Passage(given, framing)
+        yield _Passage(given, framing, longest)
 
 
 class _Talk(_Work):
@@ -171,12 +169,12 @@ class _Passage(_Work):
 
     most = 1
 
-    def __init__(self, given: list[int], framing: Framing) -> None:
-        self._given, self._framing = given, framing
+    def __init__(self, given: list[int], framing: Framing, longest: int) -> None:
+        self._given, self._framing, self._has_room = given, framing, len(given) <= longest
         self._text: Text | None = None
 
     def prompt(self) -> list[int] | None:
-        return None if self._text is not None else self._given
+        return self._given if self._has_room and self._text is None else None
 
     def take(self, answer: _Answer) -> None:
         whole = _decoded(self._framing, self._given + answer.ids.tolist())
@@ -215,7 +213,8 @@ class _Scribe:
     ) -> None:
         self._model, self._decoding = target.model.sharing_weights(), decoding
         self._batch_size, self._progress = batch_size, progress
-        self._method = registry.load("autoregressive")(Options())
+        kind = registry.load("autoregressive")
+        self._method = kind(kind.Options())
         folder.mkdir(parents=True, exist_ok=True)
         precision = str(target.model.dtype).removeprefix("torch.")
         how = f"{decoding.max_new_tokens}-{decoding.temperature:g}-{decoding.seed}"

@@ -182,9 +182,8 @@ def test_a_number_with_an_exponent_is_a_number(experiment):
         ("decode: {top_p: 0}", "e.yaml:4: decode.top_p: should be greater than 0, got 0."),
         (
             "decode: {rule: gready}",
-            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match', 'rejection', 'typical' or 'redrafter_paper', got "
-            "'gready'. "
-            "Did you mean 'greedy'?",
+            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match', 'rejection', 'typical' or 'redrafter_paper', "
+            "got 'gready'. Did you mean 'greedy'?",
         ),
         (
             "decode: {rule: {synthetic: {rate: [1]}}}",
@@ -192,8 +191,8 @@ def test_a_number_with_an_exponent_is_a_number(experiment):
         ),
         (
             "decode: {rule: typica}",
-            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match', 'rejection', 'typical' or 'redrafter_paper', got "
-            "'typica'. Did you mean 'typical'?",
+            "e.yaml:4: decode.rule: should be 'auto', 'greedy', 'match', 'rejection', 'typical' or 'redrafter_paper', "
+            "got 'typica'. Did you mean 'typical'?",
         ),
         (
             "decode: {rule: {typical: {epsilon: 1.5}}}",

@@ -52,8 +52,8 @@ def test_what_is_no_chain_is_refused(chain):
 
 def _row(arm, draft, verify, accept, update, host, tokens, rate):
     times = {"draft_ms": draft, "verify_ms": verify, "accept_ms": accept, "update_ms": update, "host_ms": host}
-    text = {"lossless": True, "simulated": False}
-    return {"title": "c", "arm": arm, "block_efficiency_uncut": tokens, "full_batch_tokens_per_s": rate, **times, **text}
+    names = {"title": "c", "arm": arm, "lossless": True, "simulated": False}
+    return {"block_efficiency_uncut": tokens, "full_batch_tokens_per_s": rate, **names, **times}
 
 
 AUTOREGRESSIVE = _row("autoregressive", 0.0, 9.0, 0.5, 0.0, 0.5, 1.0, 100.0)

@@ -82,7 +82,8 @@ def test_synthetic_rates_reach_the_rule_as_they_are_written():
 
 
 def test_typical_thresholds_reach_the_rule_as_they_are_written():
-    rules = [rule_of(DecodeSettings.model_validate({"rule": rule})) for rule in ("typical", {"typical": {"delta": 0.5}})]
+    written = ("typical", {"typical": {"delta": 0.5}})
+    rules = [rule_of(DecodeSettings.model_validate({"rule": rule})) for rule in written]
     assert rules == [Typical(epsilon=0.09, delta=0.3), Typical(epsilon=0.09, delta=0.5)]
 
 

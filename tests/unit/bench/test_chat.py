@@ -3,11 +3,14 @@
 import io
 import re
 import sys
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from specbench.bench import chat as module
+from specbench.bench import speaker
 from specbench.bench.chat import COLOURS, TYPED, Listener, Terminal, begin
 from specbench.errors import ConfigError
 from tests.unit.bench import talk
@@ -19,6 +22,15 @@ CODES = {"36": "cyan", "35": "magenta", "32": "green", "33": "yellow"}
 
 def console(**options):
     return Console(file=io.StringIO(), width=80, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """No garbage is collected, which takes longer than a tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speaker, "no_garbage_collection", nullcontext)
+        patch.setattr(module, "frozen_objects", nullcontext)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +164,14 @@ RUN = re.compile(r"\x1b\[(?P<code>\d+)m(?P<text>[^\x1b]*)\x1b\[0m|(?P<plain>[^\x
 
 
 def coloured(text):
-    """The text in runs of one colour each; None is no colour. Rich ends a colour at each line break."""
+    """The text in runs of one colour each; None is no colour. A line break has none, so they are left out."""
     runs = []
     for found in RUN.finditer(text):
         colour = CODES[found["code"]] if found["code"] else None
-        piece = found["text"] or found["plain"] or ""
-        if runs and (runs[-1][0] == colour or not piece.strip("\n")):
-            runs[-1] = (runs[-1][0], runs[-1][1] + piece)
-        else:
+        piece = (found["text"] or found["plain"] or "").replace("\n", "")
+        if runs and runs[-1][0] == colour:
+            runs[-1] = (colour, runs[-1][1] + piece)
+        elif piece:
             runs.append((colour, piece))
     return runs
 
@@ -167,18 +179,25 @@ def coloured(text):
 def test_the_tokens_of_a_step_have_one_colour_and_the_next_step_has_another(conversation):
     out = console(force_terminal=True, color_system="standard")
     hear = Listener(out, conversation.source)
-    measured = conversation.say("def f(x):", hear)
-    row = measured.trace.rows[0]
-    counts, expected, start = [1, *row.emitted_per_step], [], 0
-    for step, count in enumerate(counts):
-        piece = talk.text_of(row.output_ids[start : start + count])
-        start += count
-        assert "\ufffd" not in piece  # a split character would belong to two steps
-        if piece:
-            expected.append((COLOURS[(step - 1) % len(COLOURS)] if step else None, piece))
+    ids, start, expected = talk.ids_of("def f(x):\n    return [x, x + 1]  # né\n\nclass A:\n    pass\n"), 0, []
+    for step, size in enumerate([1, 4, 1, 6, 2, 5, 3, 99]):
+        hear(ids[start : start + size], step)
+        piece = talk.text_of(ids[start : start + size]).replace("\n", "")
+        expected.append((COLOURS[(step - 1) % len(COLOURS)] if step else None, piece))
+        start += size
     assert coloured(out.file.getvalue()) == expected
-    assert max(counts) > 1
+    assert re.sub(r"\x1b\[\d+m", "", out.file.getvalue()) == talk.text_of(ids)
     assert len(set(COLOURS)) == len(COLOURS) > 1
+    assert hear.tokens == ids
+
+
+def test_a_character_that_two_steps_share_has_the_colour_of_the_second(conversation):
+    out = console(force_terminal=True, color_system="standard")
+    hear = Listener(out, conversation.source)
+    [*first, last] = talk.ids_of("ab🙂")
+    hear(first, 1)
+    hear([last], 2)
+    assert coloured(out.file.getvalue()) == [(COLOURS[0], "ab"), (COLOURS[1], "🙂")]
 
 
 class Keys(io.StringIO):

@@ -1,7 +1,8 @@
-"""A lossy arm is called lossy wherever a report shows its speed, and its cells stand apart from those of other rules."""
+"""A lossy arm is called lossy wherever a report shows its speed; cells of different rules stand apart."""
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -11,9 +12,8 @@ from specbench.report.cautions import warnings
 from specbench.report.compare import compare, text_words
 from specbench.report.findings import answers
 from specbench.report.metrics import frames, load
-from specbench.report.page import write_page
 from specbench.report.words import text_notes
-from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
+from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, run_row, write_results
 
 DRAFT = "draft gamma=2"
 LONGER = "draft gamma=4"
@@ -29,27 +29,33 @@ def results_under(folder, *rules, **plan):
             Arm(name, alpha=0.8, gamma=gamma, draft_s=0.0005, lossless=not is_lossy, verdict=None)
             for name, gamma in ((DRAFT, 2), (LONGER, 4))
         ]
-        usual = {"batch_sizes": (1, 2), "temperatures": (0.8,), "prompts": 8, "repeats": 1, "max_new_tokens": 16}
-        drawn = Store(
-            write_results(folder / rule, Plan((AUTOREGRESSIVE, TWIN, *arms), **usual | plan))
-        )
-        tables = [drawn.read(name) for name in ("requests", "steps")]
-        for table in tables:
+        usual = {"batch_sizes": (1, 2), "temperatures": (0.8,), "prompts": 4, "repeats": 1, "max_new_tokens": 8}
+        drawn = Store(write_results(folder / rule, Plan((AUTOREGRESSIVE, TWIN, *arms), **usual | plan)))
+        requests, steps = (drawn.read(name).astype(object) for name in ("requests", "steps"))
+        requests["rule"] = rule
+        for table in (requests, steps):
             table["cell"] += f" {rule}"
             table["batch_id"] += f" {rule}"
-        tables[0]["rule"] = rule
-        Store(folder / "run" / "machine").write_block(rule, *(table.to_dict("records") for table in tables))
+            table["trial_id"] += " " + table["cell"]
+        rows = (table.where(pd.notna(table), None).to_dict("records") for table in (requests, steps))
+        Store(folder / "run" / "machine").write_block(rule, *rows)
+        Store(folder / "run" / "machine").write_run(run_row(Plan()))
     return folder / "run" / "machine"
 
 
 @pytest.fixture(scope="module")
-def lossy(tmp_path_factory):
+def results(tmp_path_factory):
     return load(results_under(tmp_path_factory.mktemp("lossy")))
 
 
 @pytest.fixture(scope="module")
+def lossy(results):
+    return frames(results)
+
+
+@pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    return load(results_under(tmp_path_factory.mktemp("mixed"), "rejection", "typical"))
+    return frames(load(results_under(tmp_path_factory.mktemp("mixed"), "rejection", "typical")))
 
 
 def shown(table):
@@ -60,60 +66,59 @@ def shown(table):
 
 
 def test_an_arm_that_drafts_is_called_lossy_and_autoregressive_decoding_is_not(lossy):
-    notes = text_notes(frames(lossy).summary)
+    notes = text_notes(lossy.summary)
     assert notes == {"autoregressive": "", "autoregressive-twin": "", DRAFT: " (lossy)", LONGER: " (lossy)"}
 
 
 def test_an_arm_that_is_lossy_under_one_of_two_rules_is_not_called_lossy_under_both(mixed):
-    assert text_notes(frames(mixed).summary)[DRAFT] == " (lossy in some cells)"
+    assert text_notes(mixed.summary)[DRAFT] == " (lossy in some cells)"
 
 
 @pytest.mark.parametrize("name", ["speedup", "batch_size", "gamma", "tokens_against_efficiency"])
 def test_every_figure_of_speed_says_which_arms_are_lossy(lossy, name):
-    found = frames(lossy)
     with plots.themed("light"):
-        figure = plots.FIGURES[name].draw(found, plots.look_of(found), "")
+        figure = plots.FIGURES[name].draw(lossy, plots.look_of(lossy), "")
     labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     labels += [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
-    named = [" ".join(label.split()) for label in labels if "draft" in label and "gamma" in label or "(lossy" in label]
+    named = [" ".join(label.split()) for label in labels if "draft" in label or "(lossy" in label]
     assert named
     assert all("(lossy)" in label for label in named)
     assert not any("(lossy" in label for label in labels if label.startswith("autoregressive"))
 
 
-def test_every_table_with_a_speed_up_says_which_arms_are_lossy(lossy):
-    summary = frames(lossy).summary
+def test_every_table_with_a_speed_up_says_which_arms_are_lossy(results, lossy):
+    summary = lossy.summary
     for columns in (tables.COLUMNS, tables.MORE_COLUMNS):
         lines = [line for line in tables.markdown(summary, columns).splitlines() if line.startswith(f"| {DRAFT}")]
         assert len(lines) == 2
         assert all("lossy" in line for line in lines)
-    entries = compositions.compositions(lossy)
+    entries = compositions.compositions(results)
     assert shown(compositions.table("t", entries)).count("(lossy)") == len(entries) == 4
-    assert not frames(lossy).along["lossless"].any()
+    lines = lossy.along
+    assert set(lines.loc[~lines["lossless"].astype(bool), "arm"]) == {DRAFT, LONGER}
 
 
 def test_a_comparison_of_two_runs_says_that_a_text_is_lossy(tmp_path):
-    before, after = results_under(tmp_path / "a"), results_under(tmp_path / "b", seed=1)
+    before, after = (results_under(tmp_path / name, batch_sizes=(1,), seed=seed) for seed, name in enumerate("ab"))
     words = {change.arm: text_words(change) for change in compare(before, after).changes}
     assert words[DRAFT].endswith("; lossy")
     assert "lossy" not in words["autoregressive"]
 
 
-def test_the_sentences_rank_no_lossy_arm_and_name_it_beside_a_published_value(lossy):
-    results = replace(lossy, runs=lossy.runs.assign(experiment=PUBLISHED))
-    text = " ".join(line for answer in answers(results, frames(results)) for line in answer.sentences)
+def test_the_sentences_rank_no_lossy_arm_and_name_it_beside_a_published_value(results, lossy):
+    claiming = replace(results, runs=results.runs.assign(experiment=PUBLISHED))
+    text = " ".join(line for answer in answers(claiming, lossy) for line in answer.sentences)
     assert "No lossless method finished a batch here" in text
     assert f"{DRAFT} (lossy): published 2.00, here" in text
-    assert any(f"{DRAFT} and {LONGER} are lossy" in line for line in warnings(lossy, frames(lossy)))
+    assert any(f"{DRAFT} and {LONGER} are lossy" in line for line in warnings(results, lossy))
 
 
 def test_cells_that_differ_in_their_rule_have_titles_that_say_so_and_lines_of_their_own(mixed):
-    found = frames(mixed)
-    assert list(found.summary["title"].unique()) == [
+    assert list(mixed.summary["title"].unique()) == [
         "batch 1, T = 0.8, rule auto", "batch 1, T = 0.8, rule typical",
         "batch 2, T = 0.8, rule auto", "batch 2, T = 0.8, rule typical",
     ]  # fmt: skip
-    lines = found.along[(found.along["axis"] == "batch_size") & (found.along["series"] == DRAFT)]
+    lines = mixed.along[(mixed.along["axis"] == "batch_size") & (mixed.along["series"] == DRAFT)]
     assert lines.groupby("panel")["lossless"].unique().map(list).to_dict() == {
         "T = 0.8, rule auto": [True], "T = 0.8, rule typical": [False],
     }  # fmt: skip
