@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
 
 from specbench.analysis.acceptance import block_efficiency
 from specbench.analysis.throughput import decode_tokens_per_s
@@ -149,8 +151,9 @@ class Listener:
         self.tokens += tokens
         self.steps = step
         if piece := printable(self._stream.push(tokens)):
-            colour = COLOURS[(step - 1) % len(COLOURS)] if step else None
-            self._console.out(piece, style=colour, end="", highlight=False)
+            colour = Style(color=COLOURS[(step - 1) % len(COLOURS)]) if step else None
+            # A segment goes out as it is: text would have its tabs expanded, and be wrapped.
+            self._console.print(Segments([Segment(piece, colour)]), end="", soft_wrap=True)
             self._at_line_start = piece.endswith("\n")
 
     def end_line(self) -> None:

@@ -8,8 +8,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from specbench import registry
 from specbench.bench.arms import Failure, Outcome
 from specbench.bench.cells import Block, ReadyCell
+from specbench.bench.lossless import claims
 from specbench.bench.timing import monotonic_s
 from specbench.grid import AUTOREGRESSIVE, Arm
 
@@ -38,15 +40,22 @@ class SoFar:
 
     def lines(self) -> list[tuple[str, str, str]]:
         """For each arm its name, its speed-up and its tokens a step."""
-        return [(arm.name, self._speedup(arm.name), self._tokens(arm.name)) for arm in self.cell.cell.arms]
+        return [(arm.name, self._speedup(arm), self._tokens(arm.name)) for arm in self.cell.cell.arms]
 
-    def _speedup(self, name: str) -> str:
-        if name in self._failures:
-            return self._failures[name].status
-        own, base = self._sums[name], self._sums[AUTOREGRESSIVE]
+    def _speedup(self, arm: Arm) -> str:
+        if arm.name in self._failures:
+            return self._failures[arm.name].status
+        own, base = self._sums[arm.name], self._sums[AUTOREGRESSIVE]
         if not all((own[0], own[1], base[0], base[1])):
             return "-"
-        return f"{(base[0] / base[1]) / (own[0] / own[1]):.2f}x"
+        return f"{(base[0] / base[1]) / (own[0] / own[1]):.2f}x{self._note(arm)}"
+
+    def _note(self, arm: Arm) -> str:
+        """What a reader must know of the arm's text; outside baselines decide by rules of their own."""
+        rule = self.cell.decoding.rule
+        if arm.method in registry.baselines() or claims(rule, drafts=arm.method != AUTOREGRESSIVE):
+            return ""
+        return " (simulated)" if rule.simulated else " (lossy)"
 
     def _tokens(self, name: str) -> str:
         _, tokens, steps = self._sums[name]

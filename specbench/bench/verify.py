@@ -177,7 +177,7 @@ class _Verifier:
             return
         rule = live.rule
         if rule.simulated or not rule.lossless:
-            why = "simulated acceptance" if rule.simulated else f"lossy: the rule {rule.name} may change the text"
+            why = "simulated acceptance" if rule.simulated else f"lossy: the rule {rule.name} may change a drafted text"
             yield ArmCheck(_words(cell), arm.name, _name(cell), "none", note=f"{why}; there is nothing to verify")
         elif lossless.applies(rule, cell.decoding.temperature):
             yield from self._same_ids(cell, arm, live, target)

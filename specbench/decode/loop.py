@@ -18,7 +18,7 @@ from specbench.decode.method import Caps, HostReads, Method, Prefill, RowView, S
 from specbench.decode.sampling import Sampler, Stream
 from specbench.decode.target import CachedModel, Output
 from specbench.decode.trace import BatchTrace, NullWatch, RowTrace, Watch
-from specbench.decode.tree import Layout, Topology, lay_out, path_to, sibling_ranks
+from specbench.decode.tree import Layout, Topology, path_to
 from specbench.errors import ConfigError, ContractError, UnsupportedError
 
 
@@ -152,9 +152,8 @@ class _Batch:
         while not reader.finished:
             with watch.phase("draft"), self.draft_pacer:
                 tree = self.method.draft(self.view(state))
-            self.check(tree)
+            layout, tokens = self.place(tree, state)
             with watch.phase("verify"):
-                layout, tokens = self.place(tree, state)
                 output = self.target.verify(layout, tokens, state.lengths, self.longest, self.needs.hidden)
             with watch.phase("accept"):
                 decision = self.accept(tree, layout, tokens, output, state)
@@ -207,9 +206,8 @@ class _Batch:
         """
         fault = _form_fault(tree, self.caps, len(self.prompt_lengths))
         if fault is None and tree.tokens.device.type == "cpu":
-            fault = _value_fault(tree, self.caps, self.sampler.vocab_size)
-        if fault is not None:
-            raise ContractError(f"method {self.method.name}: {fault}")
+            fault = _value_fault(tree, self.sampler.vocab_size)
+        self.refuse(fault)
         rule = self.decoding.rule
         is_asked = rule.takes_points_for_draws and self.sampler.needs_draft_probs
         if is_asked and tree.draft_probs is None and tree.tokens.shape[1]:
@@ -218,8 +216,17 @@ class _Batch:
             )
 
     def place(self, tree: TokenTree, state: State) -> tuple[Layout, Tensor]:
-        """The draft as the target will see it, with the root in front."""
-        return tree.layout(self.caps.max_depth), torch.cat([state.root[:, None], tree.tokens], dim=1)
+        """The draft as the target will see it, with the root in front, and checked now that its shape is known."""
+        self.check(tree)
+        layout = tree.layout(self.caps.max_depth + 1)  # one level more, or what is too deep would not be seen
+        if isinstance(tree.parents, Tensor) and tree.tokens.device.type == "cpu":
+            self.refuse(_layout_fault(layout, self.caps))
+        return layout, torch.cat([state.root[:, None], tree.tokens], dim=1)
+
+    def refuse(self, fault: str | None) -> None:
+        """Raise what a draft does wrong, if it does."""
+        if fault is not None:
+            raise ContractError(f"method {self.method.name}: {fault}")
 
     def accept(self, tree: TokenTree, layout: Layout, tokens: Tensor, output: Output, state: State) -> Decision:
         """Ask the rule."""
@@ -431,20 +438,25 @@ def _shape_fault(tree: TokenTree, shape: tuple[int, ...], max_depth: int) -> str
     return None
 
 
-def _value_fault(tree: TokenTree, caps: Caps, vocab_size: int) -> str | None:
+def _value_fault(tree: TokenTree, vocab_size: int) -> str | None:
     """What the ids say."""
     tokens = tree.tokens
     if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
         return f"a draft token outside 0..{vocab_size - 1}"
-    if tree.parents is None or isinstance(tree.parents, Topology):
-        return None
-    parents = tree.parents.expand(tokens.shape)
-    if bool(((parents < -2) | (parents >= torch.arange(tokens.shape[1]))).any()):
-        return "a parent that is neither -1, -2 nor an earlier node"
-    layout = lay_out(parents, max(1, tokens.shape[1]))
-    if int(layout.depth.max()) > caps.max_depth:
-        return f"a draft of depth {int(layout.depth.max())}, and its caps say {caps.max_depth}"
-    most = int(sibling_ranks(layout).masked_fill(~layout.eligible, -1).max()) + 1
+    if isinstance(tree.parents, Tensor):
+        parents = tree.parents.expand(tokens.shape)
+        if bool(((parents < -2) | (parents >= torch.arange(tokens.shape[1]))).any()):
+            return "a parent that is neither -1, -2 nor an earlier node"
+    return None
+
+
+def _layout_fault(layout: Layout, caps: Caps) -> str | None:
+    """What the shape of a tree says that only its parents tell."""
+    depth = int(layout.depth.max())
+    if depth > caps.max_depth:
+        return f"a draft of depth {depth}, and its caps say {caps.max_depth}"
+    children = torch.zeros_like(layout.parent).scatter_add(1, layout.parent, layout.eligible.long())
+    most = int(children.max())
     if most > caps.max_children:
         return f"a node with {most} children, and its caps say {caps.max_children}"
     return None

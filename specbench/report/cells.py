@@ -178,7 +178,10 @@ def _titles(cells: pd.DataFrame) -> list[str]:
     titles = list(_joined(cells, _shown(cells)))
     if len(set(titles)) == len(titles):
         return titles
-    titles = [f"{title} ({cell})" for title, cell in zip(titles, cells["cell"], strict=True)]
+    twice = {title for title in titles if titles.count(title) > 1}
+    titles = [
+        f"{title} ({cell})" if title in twice else title for title, cell in zip(titles, cells["cell"], strict=True)
+    ]
     return titles if len(set(titles)) == len(titles) else _with_hashes(titles, cells)
 
 

@@ -133,9 +133,7 @@ def read_documents(
     training += [document for part in parts for document in part.training]
     held_out += [document for part in parts for document in part.held_out]
     if not held_out:
-        first = min(map(opening, training), key=_order, default=None)
-        held_out = [document for document in training if opening(document) == first]
-        training = [document for document in training if opening(document) != first]
+        training, held_out = _one_out(training)
     if most is not None:
         held_out = _ordered(held_out)[: max(1, round(most * held_out_share))]
     if not training:
@@ -163,6 +161,15 @@ def _split(documents: Sequence[Document], share: float) -> tuple[list[Document],
     for document in documents:
         drawn = int.from_bytes(_digest(opening(document))[:8], "big")
         sides[drawn < share * 2**64].append(document)
+    return sides
+
+
+def _one_out(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """What opens otherwise than the first of all, and what opens as that."""
+    first = min(map(opening, documents), key=_order, default=None)
+    sides: tuple[list[Document], list[Document]] = [], []
+    for document in documents:
+        sides[opening(document) == first].append(document)
     return sides
 
 

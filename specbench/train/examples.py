@@ -114,12 +114,7 @@ def encode_documents(
         ConfigError: The tokenizer cannot say where in a text its tokens are, or there is no room for a label.
         TrainingError: There is nothing to learn from, or nothing else to hold out.
     """
-    if not framing.tokenizer.is_fast:
-        name = framing.tokenizer.name_or_path
-        raise ConfigError(f"{name}: training needs a fast tokenizer (tokenizer.json), and this is none")
-    least_tokens = len(begins_of(framing.tokenizer)) + 2  # a label, and what it follows
-    if max_tokens < least_tokens:
-        raise ConfigError(f"max_tokens is {max_tokens}, and a sequence takes {least_tokens} at least")
+    _check(framing.tokenizer, max_tokens)
     left_out = Counter(documents.left_out)
     least = None if most is None else max(1, round(most * held_out_share))
     training = list(islice(_encoded(documents.training, framing, max_tokens, left_out), most))
@@ -132,6 +127,14 @@ def encode_documents(
     talks = any(isinstance(document, Conversation) for document in documents.training)
     what = f"{documents.what}, in {framing.what}" if talks else documents.what
     return Examples(what, training, held_out, _sha(training, held_out), dict(left_out))
+
+
+def _check(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{tokenizer.name_or_path}: training needs a fast tokenizer (tokenizer.json); this is none")
+    least = len(begins_of(tokenizer)) + 2  # a label, and what it follows
+    if max_tokens < least:
+        raise ConfigError(f"max_tokens is {max_tokens}, and a sequence takes {least} at least")
 
 
 def _sha(*sides: Iterable[Example]) -> str:

@@ -33,6 +33,23 @@ def test_the_speed_up_so_far_is_time_per_token_against_autoregressive(folder):
     ]
 
 
+@pytest.mark.parametrize(
+    ("rule", "note", "own"),
+    [("typical", " (lossy)", ""), ("{synthetic: {mean_length: 2.0}}", " (simulated)", " (simulated)")],
+)
+def test_a_speed_up_so_far_is_shown_with_what_must_be_known_of_the_text(folder, rule, note, own):
+    text = ONE_CELL.replace("batch_size: 2", f"batch_size: 2, rule: {rule}")
+    (cell,) = ready(plan_of(folder, text + "\n"), folder / "zoo")
+    so_far = SoFar(cell)
+    for arm in cell.cell.arms:
+        so_far.add(arm, measured(1.0, 10, 10))
+    found = {name: speedup for name, speedup, _ in so_far.lines()}
+    assert found == {
+        "autoregressive": f"1.00x{own}", "autoregressive-twin": f"1.00x{own}",
+        "draft_model": f"1.00x{note}", "prompt_lookup": f"1.00x{note}",
+    }  # fmt: skip
+
+
 def test_without_a_terminal_there_are_plain_lines(folder):
     output = io.StringIO()
     run(folder, ONE_CELL, console=Console(file=output))

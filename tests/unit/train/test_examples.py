@@ -72,9 +72,10 @@ def test_a_token_that_holds_letters_of_an_answer_and_others_is_a_label():
 
 
 def test_a_blank_that_no_token_owns_up_to_belongs_to_the_token_behind_it():
-    chat = tokenizer("without_blanks", "chatml")
-    [example] = encode(Conversation((Exchange("a", "b   c"),)), chat)
-    assert learned(example, chat) == ["b   c<|im_end|>"]
+    plain = tokenizer("without_blanks")
+    for text in ("a b", "a   b", "a b ", "a b   "):
+        [example] = encode(Text(text, given=1, ended=False), plain)
+        assert learned(example, plain) == [text[1:]]
 
 
 def test_no_token_but_those_of_the_text_is_there():
@@ -207,9 +208,7 @@ def test_nothing_to_learn_from_is_one_line_with_the_reasons():
 
 def test_a_tokenizer_that_cannot_say_where_its_tokens_are_is_refused():
     slow = SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False, name_or_path="old"))
-    with pytest.raises(
-        ConfigError, match=r"^old: training needs a fast tokenizer \(tokenizer\.json\), and this is none$"
-    ):
+    with pytest.raises(ConfigError, match=r"^old: training needs a fast tokenizer \(tokenizer\.json\); this is none$"):
         encode_documents(Documents("here", [SPARE], [SPARE]), slow, max_tokens=8)
 
 

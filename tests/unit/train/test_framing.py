@@ -127,6 +127,14 @@ def test_a_template_that_fails_or_hides_an_answer_costs_the_conversation_alone()
         framing.framed(TALKS["system"])
 
 
+def test_a_template_may_write_the_beginning_by_what_comes_later():
+    chat = copy.deepcopy(tokenizer())
+    chat.chat_template = "{{ '-' * (messages | length) }}" + TEMPLATES["chatml"][0]
+    framed = framing_for(chat).framed(TALKS["repeats"])
+    assert framed.text.startswith("------<|im_start|>")
+    assert in_characters(framed) == ["yes<|im_end|>"] * 3
+
+
 def test_options_of_a_chat_template_reach_it():
     chat = copy.deepcopy(tokenizer())
     chat.chat_template = "{{ mood }}" + TEMPLATES["chatml"][0]

@@ -39,21 +39,23 @@ DOCUMENTS = Documents("here", TALKS[1:], TALKS[:1], {"an empty text": 1})
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """A tiny target in which some answers end and others are cut."""
+def loaded(tmp_path_factory):
     folder = tiny.save(tmp_path_factory.mktemp("models") / "tiny", seed=3)
-    loaded = load(locate(str(folder)), Placement(torch.device("cpu"), torch.float32, None))
-    framing = framing_for(loaded.tokenizer, "plain")
-    texts = [theirs(loaded, framing, talk(one.exchanges[0].question), ())[0] for one in TALKS]
-    enders = {text[len(text) // 2] for text in texts[:2]}
-    return replace(loaded, eos_ids=tuple(sorted(enders | set(loaded.eos_ids))))
+    return load(locate(str(folder)), Placement(torch.device("cpu"), torch.float32, None))
 
 
 @pytest.fixture(scope="module")
-def framing(target):
-    tokenizer = copy.deepcopy(target.tokenizer)
+def framing(loaded):
+    tokenizer = copy.deepcopy(loaded.tokenizer)
     tokenizer.chat_template = CHAT
     return framing_for(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def target(loaded, framing):
+    """A target of which some answers end and others are cut."""
+    texts = [theirs(loaded, framing, talk(one.exchanges[0].question), ())[0] for one in TALKS]
+    return replace(loaded, eos_ids=(*loaded.eos_ids, *{text[NEW // 2] for text in texts[:2]}))
 
 
 def theirs(target, framing, asked, eos_ids, **sampling):
