@@ -229,7 +229,7 @@ class SyntheticRule(Settings):
 class TypicalAcceptance(Settings):
     """Medusa's lossy rule: a draft token is accepted iff p(x) > min(epsilon, delta exp(-H(p))). Greedy at T = 0."""
 
-    epsilon: float = Field(default=0.09, gt=0, lt=1, description="A token at least this likely is always accepted.")
+    epsilon: float = Field(default=0.09, gt=0, lt=1, description="A token more likely than this is always accepted.")
     delta: float = Field(default=0.3, gt=0, description="Scales the threshold where the target is unsure.")
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -183,8 +183,8 @@ def _arm(entry: MethodEntry, point: Point, model: type[BaseModel], faults: Fault
         name="",
         options=options.model_dump(mode="json"),
         draft_latency_ms=common.draft_latency_ms,
-        model_options=_options_declared(model, "model", _STAND_INS),
-        drafter_options=_options_declared(model, "drafter", ()),
+        model_options=options_declared(model, "model"),
+        drafter_options=options_declared(model, "drafter"),
     )
 
 
@@ -194,17 +194,21 @@ def _part(point: Point, model: type[BaseModel], *, inside: bool) -> Point:
     return Point(kept, point.origins)
 
 
-_STAND_INS = ("pico-wide", "pico-deep")
+_STAND_INS = {"model": ("pico-wide", "pico-deep"), "drafter": ()}
 
 
-def _options_declared(model: type[BaseModel], kind: str, stand_ins: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """The options declared with ``json_schema_extra={kind: True}``, or with the name of their stand-in."""
+def options_declared(model: type[BaseModel], kind: Literal["model", "drafter"]) -> dict[str, tuple[str, ...]]:
+    """The options declared with ``json_schema_extra={kind: True}``, or with the name of their stand-in.
+
+    Returns:
+        The stand-ins of each, from the embedded family.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for name, info in model.model_fields.items():
         extra = info.json_schema_extra
         declared = extra.get(kind) if isinstance(extra, dict) else None
         if declared:
-            found[name] = (declared,) if isinstance(declared, str) else stand_ins
+            found[name] = (declared,) if isinstance(declared, str) else _STAND_INS[kind]
     return found
 
 

@@ -12,17 +12,20 @@ from specbench.cli.common import announced, method_options, open_console
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from specbench.bench.answers import Answers
     from specbench.grid import Plan
 
 _DEFAULT_TOKENS, _DEFAULT_TURNS = 256, 2
-_SHORTCUTS = {"draft": "draft", "gamma": "gamma", "drafter": "drafter", "beam_width": "width", "beam_length": "length"}
+_EMBEDDED = "pico"
+_SHORTCUTS = {"draft": "draft", "gamma": "gamma", "beam_width": "width", "beam_length": "length"}
 _BATCH_ONLY = ("batch_size", "max_num_prompts", "turns", "out", "model_id")
 _DECODE = ("max_new_tokens", "temperature", "top_k", "top_p", "rule", "seed", "batch_size", "turns")
 
 
 def generate(
-    target: Annotated[str, typer.Option(help="Embedded model, folder or hub id.")] = "pico",
+    target: Annotated[str, typer.Option(help="Embedded model, folder or hub id.")] = _EMBEDDED,
     method: Annotated[str, typer.Option(help="A method by its name; see specbench list.")] = "autoregressive",
     draft: Annotated[str | None, typer.Option(help="The method's draft model.", show_default=False)] = None,
     gamma: Annotated[int | None, typer.Option(min=1, help="Its draft tokens per step.", show_default=False)] = None,
@@ -128,22 +131,32 @@ def _plan(given: dict[str, Any]) -> "Plan":
 
 
 def _shortcuts(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of the method that have an option of the command line.
+    """The options of the method that have an option of the command line, or that the embedded family can fill.
 
     Raises:
         ConfigError: The method has no such option.
     """
+    from specbench.grid import options_declared
     from specbench.registry import options_class
 
-    found = {}
-    known = list(options_class(given["method"]).model_fields)
-    for name, option in _SHORTCUTS.items():
+    model = options_class(given["method"])
+    known, trained = list(model.model_fields), options_declared(model, "drafter")
+    found = _stand_ins(model) if given["target"] == _EMBEDDED else {}
+    for name, option in (_SHORTCUTS | {"drafter": next(iter(trained), "drafter")}).items():
         if name in given and option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise ConfigError(f"{_flag(name)}: the method {given['method']} has no option {option}; {has}")
         if name in given:
             found[option] = given[name]
     return found
+
+
+def _stand_ins(model: "type[BaseModel]") -> dict[str, Any]:
+    """What the embedded family offers for the models and weights that a method must be given."""
+    from specbench.grid import options_declared
+
+    offered = options_declared(model, "model") | options_declared(model, "drafter")
+    return {name: names[0] for name, names in offered.items() if names and model.model_fields[name].is_required()}
 
 
 def _flag(name: str) -> str:

@@ -152,7 +152,7 @@ class Typical(Rule):
     argmax even above T = 0; ``epsilon`` and ``delta`` are the defaults of its code.
 
     Attributes:
-        epsilon: A token at least this likely is always accepted, in (0, 1).
+        epsilon: A token more likely than this is always accepted, in (0, 1).
         delta: Scales the threshold where the target is unsure, above 0.
     """
 
@@ -185,7 +185,7 @@ class RedrafterPaper(Rule):
     residual knows nothing of the tokens that were refused in the other beams. The nearer q is to p, the worse: with
     q = p every token of every beam is accepted. Only a single path that was drawn from q is sampled exactly.
     At T = 0 nothing is left to chance, and the rule is ``Greedy``: it follows the longest beam.
-    Source: Zhang et al. (ReDrafter), arXiv 2403.09919, as published in github.com/apple/ml-recurrent-drafter, whose
+    Source: Cheng et al. (ReDrafter), arXiv 2403.09919, as published in github.com/apple/ml-recurrent-drafter, whose
     issue 6 names the first reason. That code keeps the target's best 50 tokens, which is ``top_k`` here.
     """
 

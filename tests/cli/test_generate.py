@@ -14,7 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 import specbench
-from specbench.cli import app
+from specbench import registry
+from specbench.cli import app, generation
+from specbench.decode.target import CachedModel
+from specbench.errors import ConfigError
 from tests.unit.bench import talk
 from tests.unit.models import tiny
 
@@ -28,6 +31,10 @@ def models(tmp_path_factory):
     tiny.save(folder / "target", seed=1)
     tiny.save(folder / "draft", seed=1, layers=1)
     tiny.save(folder / "foreign", seed=1, vocab=300)
+    target = CachedModel(tiny.model(seed=1), "target")
+    for method in ("medusa", "redrafter"):
+        kind = registry.load(method).trains
+        kind.new(kind.Settings(), target).save(folder / method, "target")
     return folder
 
 
@@ -127,6 +134,43 @@ def test_a_set_of_prompts_is_answered_and_summed_up(generate, questions):
     assert "a.jsonl: 3 questions answered" in found.stdout
     again = generate(*arguments)
     assert (again.exit_code, again.stdout) == (0, "a.jsonl: 3 questions answered, 3 of them before\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "options"),
+    [
+        ("redrafter", ["--drafter", "WEIGHTS", "--beam-width", "3", "--beam-length", "4"], {"width": 3, "length": 4}),
+        ("redrafter", ["--heads", "WEIGHTS", "--set", "top_k=7"], {"top_k": 7}),
+        ("medusa", ["--heads", "WEIGHTS", "--gamma", "2", "--set", "tree=chain"], {"gamma": 2, "tree": "chain"}),
+        ("medusa", ["--drafter", "WEIGHTS", "--set", "tree.branching=[2, 2]"], {"tree": {"branching": [2, 2]}}),
+    ],
+)
+def test_trained_weights_and_beams_go_to_the_options_of_the_method(
+    generate, questions, models, method, arguments, options
+):
+    weights = str(models / method)
+    given = [weights if word == "WEIGHTS" else word for word in arguments]
+    found = generate("--method", method, *given, "--prompts", questions, "--max-num-prompts", "1", "--turns", "1",
+                     "--out", "a.jsonl")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    [line] = map(json.loads, Path("a.jsonl").read_text().splitlines())
+    used = line["generate_params"]["options"]
+    assert weights in used.values()
+    assert {name: used[name] for name in options} == options
+    assert line["choices"][0]["turns"] == [greedy(f"def f{line['question_id'] - 81}(x):\n")]
+
+
+def test_for_the_embedded_target_the_family_fills_in_what_a_method_must_be_given():
+    def options(method, **given):
+        [_, _, arm] = generation._plan({"target": "pico", "method": method, **given}).cells[0].arms
+        return arm.options
+
+    assert options("draft_model")["draft"] == "pico-wide"
+    assert options("draft_model", draft="pico-deep")["draft"] == "pico-deep"
+    assert options("redrafter", beam_width=2)["drafter"] == "pico-redrafter"
+    assert options("medusa")["heads"] == "pico-medusa"
+    with pytest.raises(ConfigError, match=r"methods\.0\.draft_model\.draft: required, but missing"):
+        generation._plan({"target": "another", "method": "draft_model"})
 
 
 def test_other_answers_in_the_file_are_refused(generate, questions):
