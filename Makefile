@@ -10,6 +10,7 @@ TORCH_INDEX ?=
 RESULTS ?= results
 
 DRAFTS := pico-flat pico-wide pico-tall pico-deep pico-large pico-small
+REDRAFTERS := pico-redrafter pico-redrafter-plain pico-redrafter-bag
 
 # Large buffers are kept instead of being handed back to the system after every training step.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456
@@ -44,6 +45,8 @@ floor: $(BIN)/.installed
 family: $(BIN)/.installed
 	$(TRAIN_ENV) $(BIN)/specbench train target pico
 	for draft in $(DRAFTS); do $(TRAIN_ENV) $(BIN)/specbench train draft $$draft || exit 1; done
+	$(TRAIN_ENV) $(BIN)/specbench train medusa pico-medusa
+	for drafter in $(REDRAFTERS); do $(TRAIN_ENV) $(BIN)/specbench train redrafter $$drafter || exit 1; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

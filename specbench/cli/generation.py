@@ -33,8 +33,12 @@ def generate(
         str | None,
         typer.Option("--drafter", "--heads", help="Its trained weights: a name or a folder.", show_default=False),
     ] = None,
-    beam_width: Annotated[int | None, typer.Option(min=1, help="Its option width.", show_default=False)] = None,
-    beam_length: Annotated[int | None, typer.Option(min=1, help="Its option length.", show_default=False)] = None,
+    beam_width: Annotated[
+        int | None, typer.Option(min=1, help="Its beams: the option width.", show_default=False)
+    ] = None,
+    beam_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a beam: the option length.", show_default=False)
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,7 +89,8 @@ def generate(
 
     specbench generate --target MODEL --method redrafter --prompts mt_bench --batch-size 8 --out answers.jsonl
     """
-    given = {name: value for name, value in locals().items() if value is not None}
+    arguments = dict(locals())  # before anything else is one
+    given = {name: value for name, value in arguments.items() if value is not None}
     if prompts is None and (wrong := next((name for name in _BATCH_ONLY if name in given), None)):
         raise ConfigError(f"{_flag(wrong)}: goes with --prompts; without them generate is a chat")
     if greedy and temperature:

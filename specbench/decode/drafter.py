@@ -51,7 +51,8 @@ class Losses(NamedTuple):
     Attributes:
         loss: To be minimised: each depth's mean cross-entropy over ``TrainingBatch.counts``, weighted and added up.
         nats: Cross-entropy of every depth, (n,).
-        hits: Labels among the k likeliest tokens, for k = 1 .. ``TOP``, (n, TOP).
+        hits: Labels among the k likeliest tokens, for k = 1 .. ``TOP``, (n, TOP); not counted where gradients are
+            wanted, since finding them would cost a third of a step.
     """
 
     loss: Tensor
@@ -144,7 +145,8 @@ def _slice_loss(
 ) -> tuple[Tensor, Tensor]:
     logits = output(features, depth).float()
     nats = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    with torch.no_grad():
-        best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
-        hits = (best == labels[:, None]).cumsum(1).sum(0)
+    if torch.is_grad_enabled():
+        return nats, labels.new_zeros(TOP)
+    best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
+    hits = (best == labels[:, None]).cumsum(1).sum(0)
     return nats, F.pad(hits, (0, TOP - len(hits)), value=0)

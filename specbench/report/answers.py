@@ -26,6 +26,7 @@ def table(title: str, rows: pd.DataFrame) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
+    ttft_s = throughput.ttft_s(rows)
     cells = {
         "requests": f"{len(rows):,}",
         "tokens": f"{rows['output_tokens'].sum():,}",
@@ -34,7 +35,7 @@ def table(title: str, rows: pd.DataFrame) -> Table:
         "tok/s": significant(throughput.decode_tokens_per_s(rows)),
         "batch tok/s": significant(throughput.batch_tokens_per_s(rows)),
         "e2e tok/s": significant(throughput.e2e_tokens_per_s(rows)),
-        "TTFT ms": significant(1000 * (throughput.ttft_s(rows) or 0)),
+        "TTFT ms": significant(None if ttft_s is None else 1000 * ttft_s),
         "repeats": percent(rows["repeat_ngram_share"].mean()),
     }
     for heading in cells:

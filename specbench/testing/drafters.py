@@ -43,7 +43,8 @@ def _train(kind: type[Drafter], target: CachedModel, steps: int) -> Drafter:
             optimizer.zero_grad()
             drafter(batch).loss.backward()
             optimizer.step()
-    drafter.rank_accuracy = _accuracy(drafter(batch).hits, batch.counts)
+        with torch.no_grad():
+            drafter.rank_accuracy = _accuracy(drafter(batch).hits, batch.counts)
     return drafter.eval().requires_grad_(requires_grad=False)
 
 

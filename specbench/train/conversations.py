@@ -166,7 +166,7 @@ def _split(documents: Sequence[Document], share: float) -> tuple[list[Document],
 
 def _one_out(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
     """What opens otherwise than the first of all, and what opens as that."""
-    first = min(map(opening, documents), key=_order, default=None)
+    first = min(map(opening, documents), key=_digest, default=None)
     sides: tuple[list[Document], list[Document]] = [], []
     for document in documents:
         sides[opening(document) == first].append(document)
@@ -174,11 +174,7 @@ def _one_out(documents: Sequence[Document]) -> tuple[list[Document], list[Docume
 
 
 def _ordered(documents: Iterable[Document]) -> list[Document]:
-    return sorted(documents, key=lambda document: _order(opening(document)))
-
-
-def _order(text: str) -> bytes:
-    return _digest(text)[8:]
+    return sorted(documents, key=lambda document: _digest(opening(document)))
 
 
 def _digest(text: str) -> bytes:

@@ -89,10 +89,12 @@ FAMILY: dict[str, DrafterRecipe] = {
     for recipe in (
         replace(_PICO, name="pico-medusa", method="medusa", **_OWN),
         replace(_PICO, name="pico-redrafter", method="redrafter", settings=_NARROW, **_OWN),
+        replace(_PICO, name="pico-redrafter-bag", method="redrafter", settings={**_NARROW, "rnn": False}, **_OWN),
         replace(_PICO, name="pico-redrafter-plain", method="redrafter", settings=_NARROW, most_texts=2560),
     )
 }
-"""The drafters of the embedded family: heads, and two recurrent drafters of which one has learned from the target."""
+"""The drafters of the embedded family: heads, and recurrent drafters that have learned from the target's text or not,
+with the recurrent net or without."""
 
 
 def drafter_recipe(method: str, name: str | None, target: str | None) -> DrafterRecipe:

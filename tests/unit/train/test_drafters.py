@@ -132,7 +132,9 @@ processes.leave()
 """
 
 
-@pytest.mark.parametrize(("make", "joint"), [("redrafter", False), ("medusa", False), ("medusa", True)])
+@pytest.mark.parametrize(
+    ("make", "joint"), [("redrafter", False), pytest.param("medusa", False, marks=pytest.mark.slow), ("medusa", True)]
+)
 def test_two_processes_learn_what_one_does(make, joint, tmp_path):
     """Real ones, over gloo; 33 texts a step, so that one process has a text less than the other."""
     torch.manual_seed(0)
