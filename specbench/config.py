@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from specbench.axes import located, settings, validate
@@ -53,6 +53,14 @@ PROMPT_FORMATS: dict[str, str] = {
     "text": "rows of your own: text",
 }
 """The formats that the rows of a file or data set can have, and the fields by which each is known."""
+
+PUBLISHED: dict[str, str] = {
+    "redrafter-table-1": "Medusa, EAGLE and ReDrafter on Vicuna 7B, 13B and 33B: speed-up and tokens per step",
+    "redrafter-table-3": "ReDrafter on Vicuna 7B: tokens per second by batch size and beam width",
+    "redrafter-table-4": "ReDrafter on Vicuna 7B, distilled and not: speed-up and tokens per step by beam width",
+    "redrafter-figure-6": "ReDrafter on Vicuna 7B: the share of tokens that the prefix tree saves",
+}
+"""Published numbers that a report can draw beside its own; the numbers themselves stand in ``report/published.py``."""
 
 
 class Settings(BaseModel):
@@ -373,10 +381,24 @@ class ClaimSettings(Settings):
         return self
 
 
+def _is_published(name: str) -> str:
+    if name in PUBLISHED:
+        return name
+    raise PydanticCustomError("unknown_name", "unknown published numbers", {"known": list(PUBLISHED)})
+
+
 class _Header(Settings):
     name: str = Field(description="Names the results folder.")
     measure: MeasureSettings = Field(default=MeasureSettings())
     claim: ClaimSettings | None = None
+    beside: tuple[Annotated[str, AfterValidator(_is_published)], ...] = Field(
+        default=(), description="Published numbers that the report draws beside these: a name, or a list of some."
+    )
+
+    @field_validator("beside", mode="before")
+    @classmethod
+    def _may_be_one(cls, names: object) -> object:
+        return (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list) else names
 
     @field_validator("name")
     @classmethod
@@ -425,7 +447,7 @@ class Experiment:
 
 S = TypeVar("S", bound=Settings)
 
-SECTIONS = ("name", "claim", "targets", "prompts", "decode", "methods", "measure", "machine")
+SECTIONS = ("name", "claim", "beside", "targets", "prompts", "decode", "methods", "measure", "machine")
 _REQUIRED = ("name", "targets", "prompts")
 
 
@@ -481,7 +503,7 @@ def interpret(document: Document, faults: Faults) -> Experiment:
 
 
 def _header(values: dict[str, Any], faults: Faults) -> _Header:
-    raw = {name: values[name] for name in ("name", "measure", "claim") if name in values}
+    raw = {name: values[name] for name in _Header.model_fields if name in values}
     if raw.get("measure", 0) is None:
         del raw["measure"]  # `measure:` with nothing below it
     header = validate(located(raw, ()), _Header, faults) if "name" in raw else None

@@ -102,6 +102,25 @@ def request_speedups(
     return {name: _of_pairs(pairs[pairs["prompt_id"].isin(prompts)]) for name, prompts in groups.items()}
 
 
+def efficiency_ratio(baseline: pd.DataFrame, method: pd.DataFrame) -> Speedup:
+    """Ratio of `block_efficiency`, the method's over the baseline's: above 1, the method's steps emit more.
+
+    Steps take the place of seconds, so the interval is that of a speed-up; no clock is in it.
+
+    Raises:
+        ResultsError: The two must not be compared; the message names the column in which they differ.
+    """
+    check_comparable(baseline, method)
+    return _of_pairs(_joined(*(_step_totals(rows) for rows in (baseline, method))))
+
+
+def _step_totals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Steps and tokens per timed batch, over its finished rows; steps are called seconds, as what a token costs."""
+    rows = measured(rows)
+    totals = rows[PAIR].assign(seconds=rows["steps"].astype(float), tokens=decode_tokens(rows))
+    return totals.groupby(PAIR)[["seconds", "tokens"]].sum()
+
+
 def _paired_requests(baseline: pd.DataFrame, method: pd.DataFrame) -> pd.DataFrame:
     check_comparable(baseline, method)
     left, right = (_request_totals(rows) for rows in (baseline, method))

@@ -1,20 +1,24 @@
-"""A core step against its floor: the target's forward of that shape and the draft's forwards, timed alone.
+"""A core step against its floor: the target's forward of that shape, and what the draft cannot do without, timed alone.
 
     python -m specbench.bench.floor --out floor.json
+    python -m specbench.bench.floor --method redrafter --set drafter=pico-redrafter --set width=4
 
 Both are timed in one process, turn by turn over the same prompts, so that the machine's mood falls on both alike. The
-floor is a plain ``transformers`` forward over its own growing cache, without tree, rule, slab or loop.
+floor is a plain ``transformers`` forward over its own growing cache, without tree, rule, slab or loop. To it come a
+draft model's forwards, plain as well; or, of a method with weights of its own, the matrix products of one draft alone.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+import yaml
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from specbench import registry
@@ -24,7 +28,7 @@ from specbench.bench.prompts import load_prompts
 from specbench.bench.timing import HeadlineWatch, Timeline, no_garbage_collection, seconds_of, timeline
 from specbench.config import MachineSettings, PromptSettings
 from specbench.decode.loop import Decoding, Requests, generate
-from specbench.decode.method import LoadContext, Method
+from specbench.decode.method import D, LoadContext, Method, RowView, TokenTree
 from specbench.decode.target import CachedModel
 from specbench.models.loader import LoadedModel, ModelPool, placement
 from specbench.models.zoo import ZOO
@@ -36,8 +40,8 @@ class Setting:
 
     Attributes:
         target: The target.
-        draft: The draft model.
-        gamma: Draft tokens of a step.
+        method: The method.
+        options: Its options.
         batch_size: Rows.
         prompt_tokens: Tokens of every prompt.
         max_new_tokens: Tokens of every row.
@@ -45,8 +49,8 @@ class Setting:
     """
 
     target: str
-    draft: str
-    gamma: int
+    method: str
+    options: Mapping[str, Any]
     batch_size: int
     prompt_tokens: int = 128
     max_new_tokens: int = 64
@@ -55,9 +59,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Floor:
-    """Milliseconds of a step and of its floor, and their ratio with its interval."""
+    """Draft nodes of a step on average, milliseconds of a step and of its floor, their ratio with its interval."""
 
     setting: Setting
+    nodes: float
     step_ms: float
     floor_ms: float
     target_ms: float
@@ -69,31 +74,35 @@ class Floor:
 def measure(setting: Setting, pool: ModelPool) -> Floor:
     """Time core steps and the forwards that they cannot do without, turn by turn."""
     target = pool.get(setting.target)
-    method = _draft_method(setting, target, pool)
-    draft = pool.get(setting.draft).model
+    subject = _Subject(setting, target, pool)
     clock = timeline(target.model.device)
     batches = _batches(setting, target)
     decoding = Decoding(max_new_tokens=setting.max_new_tokens)
-    rows: list[tuple[float, int, float, float]] = []
+    rows: list[tuple[float, int, float, float, float]] = []
+    nodes = 0.0
     for index, requests in enumerate([batches[0], *batches]):  # the first one twice: it warms up
         # What comes first finds other caches: take turns.
         if index % 2:
-            forwards = _forwards(setting, requests, target.model, draft, clock)
-            core = _core_step(target.model, method, requests, decoding, clock)
+            forwards = subject.floor(requests, round(nodes), clock)
+            core = subject.step(requests, decoding, clock)
         else:
-            core = _core_step(target.model, method, requests, decoding, clock)
-            forwards = _forwards(setting, requests, target.model, draft, clock)
+            core = subject.step(requests, decoding, clock)
+            nodes = nodes or core[2]
+            forwards = subject.floor(requests, round(nodes), clock)
         rows.append((*core, *forwards))
     return _floor(setting, rows[1:])
 
 
-def _floor(setting: Setting, rows: list[tuple[float, int, float, float]]) -> Floor:
-    seconds, steps, target_s, draft_s = (np.asarray(column, dtype=np.float64) for column in zip(*rows, strict=True))
+def _floor(setting: Setting, rows: list[tuple[float, int, float, float, float]]) -> Floor:
+    seconds, steps, nodes, target_s, draft_s = (
+        np.asarray(column, dtype=np.float64) for column in zip(*rows, strict=True)
+    )
     core = Totals(seconds, steps)
     # Each batch's floor weighs as many steps as the batch took.
     floor = Totals((target_s + draft_s) * steps, steps)
     return Floor(
         setting=setting,
+        nodes=float(nodes.mean()),
         step_ms=float(seconds.sum() / steps.sum()) * 1e3,
         floor_ms=float(floor.seconds.sum() / steps.sum()) * 1e3,
         target_ms=float((target_s * steps).sum() / steps.sum()) * 1e3,
@@ -101,13 +110,6 @@ def _floor(setting: Setting, rows: list[tuple[float, int, float, float]]) -> Flo
         ratio=ratio(core, floor),
         interval=jackknife_interval(core, floor),
     )
-
-
-def _draft_method(setting: Setting, target: LoadedModel, pool: ModelPool) -> Method:
-    kind = registry.load("draft_model")
-    method: Method = kind(kind.Options(draft=setting.draft, gamma=setting.gamma))
-    method.load(LoadContext(target.model, lambda name: pool.draft(name, target)))
-    return method
 
 
 def _batches(setting: Setting, target: LoadedModel) -> list[Requests]:
@@ -121,29 +123,102 @@ def _batches(setting: Setting, target: LoadedModel) -> list[Requests]:
     return [Requests([prompt.ids for prompt in group], [prompt.key for prompt in group]) for group in groups]
 
 
-def _core_step(
-    target: CachedModel, method: Method, requests: Requests, decoding: Decoding, clock: Timeline
-) -> tuple[float, int]:
-    """Decode seconds and steps of one batch."""
-    watch = HeadlineWatch(clock)
+class _Subject:
+    """The method under test, with what it drafts by in sight."""
+
+    def __init__(self, setting: Setting, target: LoadedModel, pool: ModelPool) -> None:
+        self._setting, self._target = setting, target.model
+        self._drafts: list[CachedModel] = []
+        self._products: list[_Product] = []
+        self._loose: list[nn.Module] = []
+
+        def draft_model(name: str) -> CachedModel:
+            self._drafts.append(pool.draft(name, target))
+            return self._drafts[-1]
+
+        def drafter(kind: type[D], reference: str) -> D:
+            found = pool.drafter(kind, reference, target)
+            self._loose.append(found)
+            return found
+
+        kind = registry.load(setting.method)
+        self._method: Method = kind(kind.Options(**setting.options))
+        self._method.load(LoadContext(target.model, draft_model, drafter))
+
+    def step(self, requests: Requests, decoding: Decoding, clock: Timeline) -> tuple[float, int, float]:
+        """Decode seconds and steps of one batch, and the draft nodes of a step on average."""
+        watch = HeadlineWatch(clock)
+        with no_garbage_collection():
+            trace = generate(self._target, self._method, requests, decoding, watch)
+        if self._loose and not self._products:
+            self._products = self._products_of_a_draft(requests, decoding)
+        nodes = [count for row in trace.rows for count in row.drafted_nodes_per_step]
+        return watch.timing.decode_s, trace.steps, float(np.mean(nodes))
+
+    def floor(self, requests: Requests, nodes: int, clock: Timeline) -> tuple[float, float]:
+        """Seconds of the target's forward over the root and so many nodes, and of what one draft cannot do without."""
+        setting = self._setting
+        length = setting.prompt_tokens + setting.max_new_tokens // 2
+        # As often as the core takes steps, or nearly: both then see the same amount of the machine's mood.
+        times = max(8, setting.max_new_tokens // 3)
+        target_s = _plain_forwards(self._target.module, requests, length, [nodes + 1], times, clock)
+        if not self._drafts:
+            return target_s, _plain_products(self._products, times, clock)
+        # A draft model first reads two tokens, then one at a time.
+        widths = [2, *[1] * (nodes - 1)]
+        return target_s, sum(_plain_forwards(m.module, requests, length, widths, times, clock) for m in self._drafts)
+
+    def _products_of_a_draft(self, requests: Requests, decoding: Decoding) -> list["_Product"]:
+        """The matrix products of the last draft of a batch, in order."""
+        seen: list[_Product] = []
+        draft, is_drafting = self._method.draft, False
+
+        def noting(view: RowView) -> TokenTree:
+            nonlocal is_drafting
+            seen.clear()
+            is_drafting = True
+            tree = draft(view)
+            is_drafting = False
+            return tree
+
+        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if is_drafting:
+                seen.append(_Product(module, args[0].shape, args[0].dtype))
+
+        layers = [layer for part in self._loose for layer in part.modules() if isinstance(layer, nn.Linear)]
+        handles = [
+            layer.register_forward_pre_hook(note) for layer in [*layers, self._target.module.get_output_embeddings()]
+        ]
+        self._method.draft = noting  # type: ignore[method-assign]
+        try:
+            generate(self._target, self._method, requests, decoding)
+        finally:
+            del self._method.draft  # the method's own shows again
+            for handle in handles:
+                handle.remove()
+        return seen
+
+
+class _Product(NamedTuple):
+    """A layer, and what it was applied to."""
+
+    layer: nn.Module
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+@torch.inference_mode()
+def _plain_products(products: Sequence[_Product], times: int, clock: Timeline) -> float:
+    """Mean seconds of some matrix products, one after the other."""
+    device = next(products[0].layer.parameters()).device
+    inputs = [torch.randn(part.shape, device=device).to(part.dtype) for part in products]
+
+    def multiply() -> None:
+        for part, given in zip(products, inputs, strict=True):
+            part.layer(given)
+
     with no_garbage_collection():
-        trace = generate(target, method, requests, decoding, watch)
-    return watch.timing.decode_s, trace.steps
-
-
-def _forwards(
-    setting: Setting, requests: Requests, target: CachedModel, draft: CachedModel, clock: Timeline
-) -> tuple[float, float]:
-    """Seconds of the target's forward, and of all the draft's forwards of a step.
-
-    A step verifies the root and gamma tokens. The draft first reads two tokens, then one at a time.
-    """
-    length = setting.prompt_tokens + setting.max_new_tokens // 2
-    # As often as the core takes steps, or nearly: both then see the same amount of the machine's mood.
-    times = max(8, setting.max_new_tokens // 3)
-    target_s = _plain_forwards(target.module, requests, length, [setting.gamma + 1], times, clock)
-    draft_s = _plain_forwards(draft.module, requests, length, [2, *[1] * (setting.gamma - 1)], times, clock)
-    return target_s, draft_s
+        return sum(seconds_of(multiply, clock) for _ in range(times)) / times
 
 
 @torch.inference_mode()
@@ -175,8 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a line for each batch size, and write JSON where asked."""
     parser = argparse.ArgumentParser(prog="python -m specbench.bench.floor", description=__doc__)
     parser.add_argument("--target", default="pico")
-    parser.add_argument("--draft", default="pico-wide")
-    parser.add_argument("--gamma", type=int, default=4)
+    parser.add_argument("--method", default="draft_model")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--units", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
@@ -186,11 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
+    options = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in asked.set)}
+    if asked.method == "draft_model":
+        options = {"draft": "pico-wide", "gamma": 4, **options}
     where = placement(MachineSettings(device=asked.device, dtype=asked.dtype, threads=asked.threads))
     pool = ModelPool(where, asked.zoo)
     floors = []
     for size in asked.batch_size:
-        floors.append(measure(Setting(asked.target, asked.draft, asked.gamma, size, units=asked.units), pool))
+        floors.append(measure(Setting(asked.target, asked.method, options, size, units=asked.units), pool))
         print(in_words(floors[-1]))  # noqa: T201  (a command)
     if asked.out is not None:
         found = {
@@ -208,8 +286,8 @@ def in_words(floor: Floor) -> str:
     interval, setting = floor.interval, floor.setting
     spread = f"[{interval.low:.3f}, {interval.high:.3f}] over {interval.units} batches" if interval else "no interval"
     return (
-        f"batch {setting.batch_size}, gamma {setting.gamma}: a step takes {floor.step_ms:.2f} ms, its floor "
-        f"{floor.floor_ms:.2f} ms (target {floor.target_ms:.2f}, draft {floor.draft_ms:.2f}): "
+        f"{setting.method}, batch {setting.batch_size}, {floor.nodes:.1f} nodes: a step takes {floor.step_ms:.2f} ms, "
+        f"its floor {floor.floor_ms:.2f} ms (target {floor.target_ms:.2f}, draft {floor.draft_ms:.2f}): "
         f"{floor.ratio:.3f} {spread}"
     )
 

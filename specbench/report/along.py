@@ -1,4 +1,4 @@
-"""Speed-up along each axis that a run has: batch size, temperature, gamma, draft latency, category, context length.
+"""Speed-up along each axis that a run has: batch size, temperature, category, context length, options of methods.
 
 One tidy frame for all of them. Points that agree in everything but the axis form a series; the series of one
 panel can be compared. An axis with fewer than two values is left out.
@@ -19,9 +19,12 @@ from specbench.report.resolution import RESOLVED, resolution
 
 COLUMNS = (
     "axis", "panel", "title", "series", "arm", "x", "label", "speedup", "low", "high", "units", "resolved",
-    "lossless", "simulated", "block_efficiency", "full_batch_tokens_per_s", "occupancy",
+    "lossless", "simulated", "block_efficiency", "decode_tokens_per_s", "full_batch_tokens_per_s", "occupancy",
 )  # fmt: skip
-"""One row a point. ``x`` orders the points, ``label`` is how the value reads; of the last three, what the axis has."""
+"""One row a point. ``x`` orders the points, ``label`` is how the value reads; of the last four, what the axis has."""
+
+OPTIONS = ("gamma", "width", "length", "draft_latency_ms")
+"""What one entry of a method is swept over."""
 
 
 def axes(results: Results, summary: pd.DataFrame) -> pd.DataFrame:
@@ -34,8 +37,7 @@ def axes(results: Results, summary: pd.DataFrame) -> pd.DataFrame:
     points = [
         *_over_cells(summary, "batch_size"),
         *_over_cells(summary, "temperature"),
-        *_over_options(summary, "gamma"),
-        *_over_options(summary, "draft_latency_ms"),
+        *(point for option in OPTIONS for point in _over_options(summary, option)),
         *_over_requests(results, summary, "category"),
         *_over_requests(results, summary, "prompt_tokens"),
     ]
@@ -51,7 +53,7 @@ def _point(axis: str, row: dict[Any, Any], **own: Any) -> dict[str, Any]:
         "axis": axis, "title": row["title"], "panel": row["title"], "series": row["arm"], "arm": row["arm"],
         "speedup": row["speedup_core"], "low": row["low"], "high": row["high"], "units": row["units"],
         "resolved": row["resolution"] == RESOLVED, "lossless": row["lossless"], "simulated": row["simulated"],
-        "block_efficiency": row["block_efficiency"],
+        "block_efficiency": row["block_efficiency"], "decode_tokens_per_s": row["decode_tokens_per_s"],
         "full_batch_tokens_per_s": row["full_batch_tokens_per_s"], "occupancy": row["occupancy"],
     }  # fmt: skip
     return shared | own
@@ -65,12 +67,16 @@ def _over_cells(summary: pd.DataFrame, axis: str) -> Iterator[dict[str, Any]]:
         yield _point(axis, row, panel=place, x=float(row[axis]), label=f"{row[axis]:g}", **own)
 
 
+_NEEDED = {"draft_latency_ms": "gamma"}
+"""The option that an arm must have to be a point of an axis, where that is not the axis itself."""
+
+
 def _over_options(summary: pd.DataFrame, axis: str) -> Iterator[dict[str, Any]]:
     """An option of the method: arms of one cell that differ in it alone."""
     rows = [row | {"settings": _settings(row)} for row in summary.to_dict("records")]
     groups: dict[tuple[str, str], list[dict[Any, Any]]] = {}
     for row in rows:
-        if row["arm"] in {BASELINE, TWIN} or row["settings"].get("gamma") is None:
+        if row["arm"] in {BASELINE, TWIN} or row["settings"].get(_NEEDED.get(axis, axis)) is None:
             continue
         kept = {name: value for name, value in row["settings"].items() if name != axis}
         alike = [row["method"], row["rule"], row["lossless"], row["simulated"], kept]
@@ -93,8 +99,8 @@ def _settings(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _stripped(arm: str, axis: str) -> str:
-    word = {"gamma": "gamma=", "draft_latency_ms": "latency="}[axis]
-    return " ".join(part for part in arm.split(" ") if not part.startswith(word))
+    word = "latency" if axis == "draft_latency_ms" else axis
+    return " ".join(part for part in arm.split(" ") if not part.startswith(f"{word}="))
 
 
 def _draft_ms(row: dict[Any, Any]) -> float:
@@ -125,7 +131,7 @@ def _found(found: Speedup, floor: float | None) -> dict[str, Any]:
         "high": bounds.high if bounds else None,
         "units": found.units,
         "resolved": resolution(found, floor) == RESOLVED,
-        **dict.fromkeys(("block_efficiency", "full_batch_tokens_per_s", "occupancy")),
+        **dict.fromkeys(("block_efficiency", "decode_tokens_per_s", "full_batch_tokens_per_s", "occupancy")),
     }
 
 

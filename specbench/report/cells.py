@@ -136,16 +136,16 @@ def missing_blocks(results: Results) -> int:
     return max(planned, int(sides.sum())) - len(blocks)
 
 
-def places_without(frame: pd.DataFrame, axis: str) -> pd.Series:
-    """The title of each row's cell without one axis: equal for cells that differ in nothing else.
+def places_without(frame: pd.DataFrame, *axes: str) -> pd.Series:
+    """The title of each row's cell without some axes: equal for cells that differ in nothing else.
 
     Args:
         frame: Rows with every column of `PLACE`.
-        axis: ``batch_size`` or ``temperature``.
+        axes: ``batch_size``, ``temperature`` or ``cell_rule``.
     """
-    kept = [name for name in PLACE if name != axis]
+    kept = [name for name in PLACE if name not in axes]
     places = frame[kept].drop_duplicates()
-    shown = [name for name in _shown(frame) if name != axis]
+    shown = [name for name in _shown(frame) if name not in axes]
     titles = list(_joined(places, shown))
     titles = titles if len(set(titles)) == len(titles) else _with_hashes(titles, places)
     return frame[kept].merge(places.assign(place=titles), on=kept, how="left")["place"].set_axis(frame.index)

@@ -26,8 +26,11 @@ from specbench.analysis.speedup import (
 )
 from specbench.records.schema import PHASES
 from specbench.report import along
+from specbench.report.beams import beams
 from specbench.report.cells import BASELINE, PLACE, TWIN, Results, full_batches, load
+from specbench.report.published import beside
 from specbench.report.resolution import resolution
+from specbench.report.rules import rules
 
 __all__ = ["BASELINE", "TWIN", "Frames", "Results", "frames", "load", "summary"]
 
@@ -47,6 +50,9 @@ class Frames:
     along: pd.DataFrame
     costs: pd.DataFrame
     loops: pd.DataFrame
+    beams: pd.DataFrame
+    rules: pd.DataFrame
+    published: pd.DataFrame
 
 
 def frames(results: Results) -> Frames:
@@ -65,6 +71,9 @@ def frames(results: Results) -> Frames:
         along=along.axes(results, overview),
         costs=costs(overview),
         loops=loops(results),
+        beams=beams(results, overview),
+        rules=rules(results, overview),
+        published=beside(results),
     )
 
 
@@ -267,8 +276,8 @@ def _identity(own: pd.DataFrame) -> dict[str, Any]:
 
 
 def series(arm: str) -> str:
-    """An arm's name without its gamma and its draft latency: what the arms of one sweep share."""
-    return re.sub(r" (gamma|latency)=\S+", "", arm)
+    """An arm's name without the shape of its draft and its latency: what the arms of one sweep share."""
+    return re.sub(r" (gamma|width|length|nodes|branching|tree(\.\w+)?|latency)=\S+", "", arm)
 
 
 def _counts(own: pd.DataFrame, full: pd.DataFrame) -> dict[str, Any]:

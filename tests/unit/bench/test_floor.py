@@ -4,20 +4,51 @@ import json
 
 import pytest
 
-from specbench.bench.floor import Setting, _floor, main
+from methods.redrafter import ReDrafter, ReDrafterOptions
+from specbench.bench.floor import Setting, _floor, _Subject, main
+from specbench.decode.loop import Decoding, Requests
+from specbench.decode.target import CachedModel
+from support import decoding, models
 
 
 def test_the_ratio_is_step_time_over_the_sum_of_the_forwards():
-    setting = Setting("t", "d", gamma=4, batch_size=1)
-    found = _floor(setting, [(1.2, 10, 0.06, 0.04), (2.4, 20, 0.06, 0.04), *[(1.2, 10, 0.06, 0.04)] * 2])
+    setting = Setting("t", "draft_model", {"gamma": 4}, batch_size=1)
+    found = _floor(setting, [(1.2, 10, 4.0, 0.06, 0.04), (2.4, 20, 4.0, 0.06, 0.04), *[(1.2, 10, 4.0, 0.06, 0.04)] * 2])
     assert (found.step_ms, found.floor_ms) == pytest.approx((120.0, 100.0))
     assert (found.target_ms, found.draft_ms, found.ratio) == pytest.approx((60.0, 40.0, 1.2))
     assert found.interval.units == 4
 
 
 def test_it_prints_a_line_and_writes_json(family, tmp_path, capsys):
-    main(["--zoo", str(family), "--units", "4", "--batch-size", "1", "--gamma", "2", "--out", str(tmp_path / "f.json")])
-    assert "batch 1, gamma 2: a step takes" in capsys.readouterr().out
+    main(
+        [
+            "--zoo",
+            str(family),
+            "--units",
+            "4",
+            "--batch-size",
+            "1",
+            "--set",
+            "gamma=2",
+            "--out",
+            str(tmp_path / "f.json"),
+        ]
+    )
+    assert "draft_model, batch 1, 2.0 nodes: a step takes" in capsys.readouterr().out
     (floor,) = json.loads((tmp_path / "f.json").read_text())["floors"]
     assert floor["ratio"] > 0
     assert floor["interval"]["units"] == 4
+
+
+def test_what_a_draft_cannot_do_without_are_its_matrix_products():
+    """A recurrent drafter of two blocks, three beams of four tokens: every product, with the rows that it has."""
+    target = CachedModel(models.target("llama"), "llama")
+    subject = _Subject.__new__(_Subject)
+    subject._target = target
+    subject._method = decoding.loaded(ReDrafter(ReDrafterOptions(drafter="far", width=3, length=4)), target)
+    subject._loose = [subject._method._drafter]
+    products = subject._products_of_a_draft(Requests([[1, 2, 3]], [0]), Decoding(max_new_tokens=6))
+    a_step = [(32, "rnn"), (32, "rnn"), (64, "block"), (64, "block"), (64, "output")]
+    shapes = [tuple(product.shape) for product in products]
+    assert shapes == [(1, beams, width) for beams in (1, 3, 3) for width, _ in a_step]
+    assert subject._method.draft.__self__ is subject._method
