@@ -218,7 +218,7 @@ def _own_answers(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> 
         batch_size=recipe.schedule.micro_batch,
         seed=recipe.schedule.seed,
     )
-    return encode_documents(documents, framing, max_tokens=recipe.max_tokens)
+    return encode_documents(documents, framing, max_tokens=recipe.max_tokens, most=recipe.most_texts)
 
 
 def own_windows(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> Examples:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from methods.redrafter import ReDrafter, ReDrafterOptions
 from methods.redrafter.beams import Beams, Search, prefix_tree
 from methods.redrafter.drafter import RecurrentDrafter, RecurrentSettings
+from specbench.decode.acceptance import RedrafterPaper, Rejection
 from specbench.decode.method import LoadContext
 from specbench.decode.target import CachedModel
 from specbench.decode.tree import lay_out
@@ -351,3 +352,48 @@ def test_a_static_tree_wider_than_the_vocabulary_is_unsupported():
     target = CachedModel(models.small_vocabulary(5), "tiny")
     with pytest.raises(UnsupportedError, match=r"6 children, and the vocabulary has 5"):
         decoding.loaded(ReDrafter(ReDrafterOptions(drafter="far", branching=[6])), target)
+
+
+# --- the published sampling rule
+
+
+@torch.inference_mode()
+def test_the_published_rule_sees_the_drafters_own_distributions_and_accepts_more_than_it_may():
+    """Every node's q is the drafter's at its parent, and beams that nobody drew pass as if they had been drawn."""
+    target = decoding.family("llama")
+    method = decoding.loaded(ReDrafter(ReDrafterOptions(drafter="near", width=5, length=4)), target)
+    drafter, states, steps = method._drafter, [], []
+    make = method.draft
+    method.draft = lambda view: states.append(method._state.clone()) or make(view)
+
+    class Noting(RedrafterPaper):
+        def decide(self, step):
+            steps.append(step)
+            return super().decide(step)
+
+    how = {"temperature": 0.8, "seed": 1}
+    published = decoding.decode(target, method, PROMPTS, 12, rule=Noting(), **how)
+    for step, state in zip(steps, states, strict=True):
+        for row, node in step.layout.eligible.nonzero().tolist():
+            way = [node]
+            while way[0]:
+                way.insert(0, int(step.layout.parent[row, way[0]]))
+            walked = torch.zeros_like(state[row])
+            for place in way[:-1]:
+                walked = drafter.advance(walked, step.tokens[row, place])
+            q = drafter.logits(state[row], walked)[: models.VOCAB].softmax(-1)
+            given = step.draft_probs[row, step.draft_rows[row, step.layout.parent[row, node]]]
+            assert torch.allclose(given, q, atol=1e-5)
+    exact = decoding.decode(target, method, PROMPTS, 12, rule=Rejection(), **how)
+    assert mean_accepted(published) > mean_accepted(exact) + 0.3
+
+
+def mean_accepted(trace) -> float:
+    counts = [count for row in trace.rows for count in row.accepted_per_step]
+    return sum(counts) / len(counts)
+
+
+def test_the_published_rule_knows_no_static_tree():
+    method = ReDrafter(ReDrafterOptions(drafter="x", branching=[2, 1]))
+    assert "branching is a static tree" in method.unsupported(1, "redrafter_paper")
+    assert method.unsupported(1, "rejection") is None
