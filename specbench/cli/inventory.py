@@ -122,21 +122,28 @@ def _rules() -> dict[str, str]:
 
 
 def _models() -> dict[str, str]:
+    from specbench.models.drafters import embedded_folder
     from specbench.models.zoo import ZOO
+    from specbench.train.drafter_recipes import FAMILY
     from specbench.train.recipes import RECIPES
 
     found = {}
     for name, recipe in RECIPES.items():
         words = [recipe.role, f"{recipe.shape.layers} layers of width {recipe.shape.hidden}"]
-        card = ZOO / name / "card.json"
-        if card.exists():
-            facts = json.loads(card.read_text("utf-8"))
-            words += [f"{facts['parameters'] / 1e6:.1f} M parameters"] if "parameters" in facts else []
-            words += [f"held-out loss {facts['held_out_loss']:.2f}"] if facts.get("held_out_loss") else []
-        if not (ZOO / name).is_dir():
-            words.append(f"not built yet: specbench train {recipe.role} {name}")
-        found[name] = ", ".join(words)
+        found[name] = _model(words, ZOO / name, f"{recipe.role} {name}")
+    for name, weights in FAMILY.items():
+        words = [f"weights of {weights.method} for {weights.target}"]
+        found[name] = _model(words, embedded_folder(name), f"{weights.method} {name}")
     return found
+
+
+def _model(words: list[str], folder: Path, training: str) -> str:
+    card = folder / "card.json"
+    facts = json.loads(card.read_text("utf-8")) if card.exists() else {}
+    words += [f"{facts['parameters'] / 1e6:.1f} M parameters"] if "parameters" in facts else []
+    words += [f"held-out loss {facts['held_out_loss']:.2f}"] if facts.get("held_out_loss") else []
+    words += [] if folder.is_dir() else [f"not built yet: specbench train {training}"]
+    return ", ".join(words)
 
 
 def _prompts() -> dict[str, str]:

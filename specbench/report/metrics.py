@@ -315,6 +315,7 @@ def _acceptance(own: pd.DataFrame) -> dict[str, Any]:
     nodes = ok["drafted_nodes_per_step"].dropna().to_numpy()
     steps = float(ok["steps"].sum())
     values["nodes_per_step"] = float(np.concatenate(nodes).sum()) / steps if len(nodes) and steps else None
+    values["depth_per_step"] = float(ok["drafted_tokens"].sum()) / steps if len(nodes) and steps else None
     values["gamma"] = acceptance.chain_depth(own)
     values["output_tokens"] = int(ok["output_tokens"].sum()) if len(ok) else None
     values["repeat_ngram_share"] = _mean(ok["repeat_ngram_share"])

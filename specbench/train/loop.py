@@ -170,7 +170,7 @@ def _save(folder: Path, module: nn.Module, optimizers: Optimizers, points: list[
 def _resume(folder: Path, module: nn.Module, optimizers: Optimizers) -> tuple[int, list[Point]]:
     if not (folder / CHECKPOINT).exists():
         return 0, []
-    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
     module.load_state_dict(state["model"])
     optimizers.load_state_dict(state["optimizers"])
     next_step = int(state["next_step"])

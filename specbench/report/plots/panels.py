@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from specbench.report.plots.style import GREYS
+from specbench.report.plots.style import GREYS, Look
+from specbench.report.tables import TIMES
 from specbench.report.words import text_notes
 
 _ACROSS = 3
+_MOST_TICKS = 8
 
 
 def panels(
@@ -98,6 +104,12 @@ def ordered_arms(summary: pd.DataFrame) -> list[str]:
     return sorted(map(str, mean.index), key=lambda arm: (arm in GREYS, -mean[arm], arm))
 
 
+def leader(points: pd.DataFrame, name: str) -> str:
+    """The arm that lends its look to a line: the middle one of its series along ``x``."""
+    arms = [str(arm) for arm in points.loc[points["series"] == name].sort_values("x")["arm"].unique()]
+    return arms[len(arms) // 2]
+
+
 def name_arms(found: Mapping[str, Axes], summary: pd.DataFrame, arms: Sequence[str]) -> None:
     """Arm names at the left edge, wrapped, with what a reader must know of each."""
     notes = text_notes(summary)
@@ -121,6 +133,59 @@ def edge_labels(found: Sequence[Axes], x: str, y: str | None = None) -> None:
     for axes in lowest.values():
         axes.set_xlabel(x)
         axes.tick_params(labelbottom=True)
+
+
+_SLOWER, _FASTER = "#E08214", "#3F8FC4"
+
+
+def tile(axes: Axes, row: Mapping[Any, Any], place: tuple[int, int], shown: tuple[float, Look], note: str) -> None:
+    """A speed-up as a coloured field of a table: blue is faster, orange slower, without colour not resolved.
+
+    Args:
+        axes: Of the table; fields are one wide and one high.
+        row: With ``speedup`` and ``resolved``.
+        place: Column and row of the field.
+        shown: The log of the speed-up that has the full colour, and the look.
+        note: Small print below.
+    """
+    (x, y), (furthest, style) = place, shown
+    change = math.log(row["speedup"]) / furthest
+    colour = (_FASTER if change > 0 else _SLOWER) if row["resolved"] else style.paper
+    strength = 0.15 + 0.6 * abs(change) if row["resolved"] else 1.0
+    axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=colour, alpha=strength, linewidth=0))
+    quiet = None if row["resolved"] else style.quiet
+    axes.text(x, y - 0.14, f"{row['speedup']:.2f}{TIMES}", ha="center", va="center", fontsize=8.5, color=quiet)
+    axes.text(x, y + 0.26, note, ha="center", va="center", fontsize=6, color=quiet)
+
+
+def table_axes(axes: Axes, columns: Sequence[str]) -> None:
+    """Prepare a panel for the fields of a table, with the names of its columns below."""
+    axes.grid(visible=False)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def furthest(speedups: pd.Series) -> float:
+    """The largest log of a speed-up, either way: what has the full colour in a table."""
+    return max(0.05, float(np.abs(np.log(speedups.astype(float))).max()))
+
+
+def value_ticks(axes: Axes, values: Mapping[float, str], scale: str) -> None:
+    """A tick at each value with its text, if they are few; ``log`` is to base 2."""
+    if scale == "log":
+        axes.set_xscale("log", base=2)
+    if scale != "real" and len(values) <= _MOST_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator([*values]))
+        axes.set_xticks([*values], [*values.values()])
+        axes.xaxis.set_minor_locator(NullLocator())
+
+
+def bars(own: pd.DataFrame, kind: str) -> np.ndarray:
+    """What an interval reaches below and above its points, as matplotlib wants it."""
+    middle = own[kind].to_numpy(float)
+    return np.abs(np.vstack([middle - own["low"], own["high"] - middle]).astype(float))
 
 
 def share_x_limits(found: Sequence[Axes], *, include: float) -> None:

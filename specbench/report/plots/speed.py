@@ -10,26 +10,30 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from specbench.report.cells import BASELINE, TWIN
 from specbench.report.metrics import Frames
+from specbench.report.plots import beside
 from specbench.report.plots.panels import (
+    bars,
     edge_labels,
+    furthest,
+    leader,
     name_arms,
     of_title,
     ordered_arms,
     panels,
     share_x_limits,
     stacked,
+    table_axes,
+    tile,
     titles_of,
+    value_ticks,
 )
 from specbench.report.plots.style import Look, Sketch
 from specbench.report.resolution import NOT_RESOLVED, RESOLVED
 from specbench.report.tables import TIMES
 
-_MOST_TICKS = 8
 _SPEEDUP = f"speed-up over\nautoregressive ({TIMES})"
 
 
@@ -114,12 +118,15 @@ BATCH_SIZE = Axis(
     "batch_size",
     "batch size (rows)",
     {
+        "decode_tokens_per_s": "tokens/s\nof one request",
         "full_batch_tokens_per_s": "tokens/s\nof a full batch",
         "speedup": f"speed-up of\na full batch ({TIMES})",
         "occupancy": "occupancy\n(share of slot-time)",
     },
     "log",
 )
+WIDTH = Axis("width", "beam width", {"speedup": _SPEEDUP, "block_efficiency": _TAU}, "log")
+LENGTH = Axis("length", "beam length (tokens, the root included)", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
 TEMPERATURE = Axis("temperature", "temperature", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
 GAMMA = Axis("gamma", "gamma (draft tokens per step)", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
 DRAFT_LATENCY = Axis("draft_latency_ms", "draft latency (ms per draft forward)", {"speedup": _SPEEDUP}, "real")
@@ -127,11 +134,13 @@ CONTEXT = Axis("prompt_tokens", "context length (tokens of the prompt)", {"speed
 
 
 def along(axis: Axis, frames: Frames, style: Look) -> Sketch | None:
-    """Lines over one axis, a colour an arm, with 95 % intervals on speed-ups."""
+    """Lines over one axis, a colour an arm, with 95 % intervals on speed-ups, and what was published hollow beside."""
     points = frames.along[frames.along["axis"] == axis.name]
     if points.empty:
         return None
     lines = [str(name) for name in points["series"].unique()]
+    leaders = {name: leader(points, name) for name in lines}
+    papers = beside.lines(axis.name, axis.kinds, frames, (leaders, style))
     figure, found = stacked(titles_of(points, "panel"), axis.kinds, height=1.75, width=3.3)
     for (panel, kind), axes in found.items():
         own = points[points["panel"] == panel]
@@ -140,18 +149,19 @@ def along(axis: Axis, frames: Frames, style: Look) -> Sketch | None:
         shown = own if kind != "speedup" else own[own["arm"] != BASELINE]
         for index, name in enumerate(lines):
             line = shown[(shown["series"] == name) & shown[kind].notna()].sort_values("x")
-            _line(axes, (line, kind, axis.scale), (index - (len(lines) - 1) / 2, _leader(points, name), style))
-        _ticks(axes, own, axis.scale)
+            _line(axes, (line, kind, axis.scale), (index - (len(lines) - 1) / 2, leaders[name], style))
+        beside.draw(axes, kind, papers, style)
+        value_ticks(axes, _values(own) | beside.values(papers), axis.scale)
         if kind == "occupancy":
             axes.set_ylim(0, 1.05)
     edge_labels([*found.values()], axis.x)
-    return Sketch(figure, [style.handle(_leader(points, name), name, line=True) for name in lines])
+    handles = [style.handle(arm, name, line=True) for name, arm in leaders.items()]
+    return Sketch(figure, handles + beside.handles(papers, style))
 
 
-def _leader(points: pd.DataFrame, name: str) -> str:
-    """The arm that lends its look to a line: the middle one of its series."""
-    arms = [str(arm) for arm in points.loc[points["series"] == name].sort_values("x")["arm"].unique()]
-    return arms[len(arms) // 2]
+def _values(points: pd.DataFrame) -> dict[float, str]:
+    ticks = points.drop_duplicates("x").sort_values("x")
+    return dict(zip(ticks["x"], ticks["label"], strict=True))
 
 
 def _line(axes: Axes, data: tuple[pd.DataFrame, str, str], shown: tuple[float, str, Look]) -> None:
@@ -164,20 +174,9 @@ def _line(axes: Axes, data: tuple[pd.DataFrame, str, str], shown: tuple[float, s
     look: dict[str, Any] = {"color": style.colours[arm], "marker": style.markers[arm], "markersize": 4.5, "mew": 0}
     if kind == "speedup" and line["low"].notna().any():
         middle = line[kind].to_numpy(float)
-        ends = np.abs(np.vstack([middle - line["low"], line["high"] - middle]).astype(float))
-        axes.errorbar(x, middle, yerr=ends, elinewidth=1, linewidth=1.4, **look)
+        axes.errorbar(x, middle, yerr=bars(line, kind), elinewidth=1, linewidth=1.4, **look)
     else:
         axes.plot(x, line[kind], linewidth=1.4, **look)
-
-
-def _ticks(axes: Axes, points: pd.DataFrame, scale: str) -> None:
-    ticks = points.drop_duplicates("x").sort_values("x")
-    if scale == "log":
-        axes.set_xscale("log", base=2)
-    if scale != "real" and len(ticks) <= _MOST_TICKS:
-        axes.xaxis.set_major_locator(FixedLocator([*ticks["x"]]))
-        axes.set_xticks(ticks["x"], ticks["label"])
-        axes.xaxis.set_minor_locator(NullLocator())
 
 
 # --- by category
@@ -199,32 +198,14 @@ def by_category(frames: Frames, style: Look) -> Sketch | None:
         share="y",
         columns=1 if len(labels) > 4 else None,
     )
-    furthest = max(0.05, float(np.abs(np.log(points["speedup"].astype(float))).max()))
+    full = furthest(points["speedup"])
     for panel, axes in found.items():
-        axes.grid(visible=False)
-        axes.set_xlim(-0.5, len(labels) - 0.5)
-        axes.set_xticks(range(len(labels)), ["\n".join(label) for label in words])
+        table_axes(axes, ["\n".join(label) for label in words])
         for row in points[points["panel"] == panel].to_dict("records"):
-            _tile(axes, row, (labels.index(row["label"]), arms.index(row["arm"])), (furthest, style))
-        axes.spines[["left", "bottom"]].set_visible(False)
-        axes.tick_params(length=0)
+            bounds = f"{row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else "no interval"
+            tile(axes, row, (labels.index(row["label"]), arms.index(row["arm"])), (full, style), bounds)
     name_arms(found, frames.summary, arms)
     return Sketch(figure, [])
-
-
-_SLOWER, _FASTER = "#E08214", "#3F8FC4"
-
-
-def _tile(axes: Axes, row: dict[Any, Any], place: tuple[int, int], shown: tuple[float, Look]) -> None:
-    (x, y), (furthest, style) = place, shown
-    change = math.log(row["speedup"]) / furthest
-    colour = (_FASTER if change > 0 else _SLOWER) if row["resolved"] else style.paper
-    strength = 0.15 + 0.6 * abs(change) if row["resolved"] else 1.0
-    axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=colour, alpha=strength, linewidth=0))
-    bounds = f"{row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else "no interval"
-    quiet = None if row["resolved"] else style.quiet
-    axes.text(x, y - 0.14, f"{row['speedup']:.2f}{TIMES}", ha="center", va="center", fontsize=8.5, color=quiet)
-    axes.text(x, y + 0.26, bounds, ha="center", va="center", fontsize=6, color=quiet)
 
 
 # --- tokens per second against tokens per step
