@@ -97,6 +97,8 @@ def _write_tables(frames: Frames, folder: Path) -> None:
         "batches.csv": tables.csv(frames.batches),
         "loops.csv": tables.csv(frames.loops),
     }
+    some = {"beams.csv": frames.beams, "rules.csv": frames.rules, "published.csv": frames.published}
+    texts |= {name: tables.csv(frame) for name, frame in some.items() if len(frame)}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -11,7 +11,7 @@ from specbench.errors import ResultsError
 from specbench.report import plots
 
 METRICS = "metrics.parquet"
-FIGURE = "learning_curves"
+FIGURE, BY_DEPTH = "learning_curves", "accuracy_by_depth"
 
 
 def trainings(folder: Path) -> dict[str, pd.DataFrame]:
@@ -30,12 +30,18 @@ def trainings(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def draw_curves(points: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """Draw held-out loss and next-token accuracy of every model into ``folder``, as PNG and SVG."""
+    """Draw held-out loss and next-token accuracy of every model into ``folder``, as PNG and SVG.
+
+    Of those that look several tokens ahead, how often each depth is right stands in a figure of its own.
+    """
+    ahead = {name: table for name, table in points.items() if "held_out_top1_1" in table}
+    paths = []
     with plots.themed("light"):
-        figure = _figure(points)
-        paths = [folder / f"{FIGURE}.{kind}" for kind in ("png", "svg")]
-        for path in paths:
-            figure.savefig(path)
+        figures = {FIGURE: _figure(points)} | ({BY_DEPTH: _by_depth(ahead)} if ahead else {})
+        for stem, figure in figures.items():
+            for kind in ("png", "svg"):
+                paths.append(folder / f"{stem}.{kind}")
+                figure.savefig(paths[-1])
     return paths
 
 
@@ -54,4 +60,28 @@ def _figure(points: dict[str, pd.DataFrame]) -> Figure:
     for axes in (losses, accuracies):
         axes.set_xlabel("tokens seen (million)")
     figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def _by_depth(points: dict[str, pd.DataFrame]) -> Figure:
+    """A panel a training: how often the first guess is right at each depth, and dashed, one of the first five."""
+    figure = Figure(figsize=(4.2 * min(3, len(points)), 3.2 * -(-len(points) // 3)), layout="constrained")
+    panels = figure.subplots(-(-len(points) // 3), min(3, len(points)), sharey=True, squeeze=False).flat
+    for (name, table), axes in zip(points.items(), panels, strict=False):
+        measured = table.dropna(subset=["held_out_loss"])
+        depths = sum(column.startswith("held_out_top1_") for column in table)
+        for depth in range(1, depths + 1):
+            colour = f"C{depth - 1}"
+            for rank, line in ((1, "-"), (5, "--")):
+                right = 100 * measured[f"held_out_top{rank}_{depth}"]
+                label = f"{depth} ahead" if rank == 1 else None
+                axes.plot(
+                    measured["tokens_seen"] / 1e6, right, line, color=colour, label=label, marker="o", markersize=3
+                )
+        axes.set_title(name)
+        axes.set_xlabel("tokens seen (million)")
+    for axes in panels:
+        axes.set_axis_off()
+    figure.axes[0].set_ylabel("held-out guess right (%)")
+    figure.axes[0].legend()
     return figure

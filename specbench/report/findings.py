@@ -16,6 +16,7 @@ import pandas as pd
 from specbench.report import claims, reasons
 from specbench.report.cells import BASELINE, TWIN, Results
 from specbench.report.metrics import Frames, head_to_head
+from specbench.report.published import origin
 from specbench.report.resolution import NO_INTERVAL, NOT_RESOLVED, RESOLVED, resolution
 from specbench.report.words import Row, bounds, bounds_of, counted, listed, times
 
@@ -231,8 +232,10 @@ def _text(row: Row) -> str:
 
 def _claim(results: Results, frames: Frames) -> Iterator[str]:
     claim = claims.claim_of(results)
+    yield from _beside(frames.published)
     if claim is None:
-        yield "The experiment names no claim, so there is nothing published to hold these numbers against."
+        if frames.published.empty:
+            yield "The experiment names no claim, so there is nothing published to hold these numbers against."
         return
     source = f" ({claim['source']})" if claim.get("source") else ""
     yield f"Claimed{source}: {str(claim['says']).rstrip('.')}."
@@ -244,6 +247,14 @@ def _claim(results: Results, frames: Frames) -> Iterator[str]:
     yield from (_against_paper(value) for value in values)
     if not pairs and not values:
         yield "Nothing that it compares has finished here, so these data cannot answer."
+
+
+def _beside(published: pd.DataFrame) -> Iterator[str]:
+    for _, rows in published.groupby("beside", sort=False):
+        yield (
+            f"The figures show beside these numbers {origin(rows)}. Speeds of another target on other hardware "
+            "compare in their course alone."
+        )
 
 
 def _compared(pairs: list[claims.Comparison]) -> Iterator[str]:

@@ -26,7 +26,7 @@ _MOST_ROWS = 1000
 
 _NUMBERS_BELOW = {
     "batch_size": "batch_size", "category": "category", "context_length": "prompt_tokens", "gamma": "gamma",
-    "temperature": "temperature", "draft_latency": "draft_latency_ms",
+    "width": "width", "length": "length", "temperature": "temperature", "draft_latency": "draft_latency_ms",
 }  # fmt: skip
 
 
@@ -135,6 +135,10 @@ def _numbers(name: str, frames: Frames, marks: Mapping[str, str]) -> str:
         "step_time": frames.phases,
         "acceptance": frames.positions,
         "accepted_lengths": frames.lengths,
+        "published": frames.published,
+        "beam_shape": frames.beams.drop(columns="group"),
+        "prefix_tree": frames.beams[frames.beams["beam_nodes"].notna()].drop(columns="group"),
+        "rules": frames.rules,
     }.get(name)
     if name in _NUMBERS_BELOW:
         frame = frames.along[frames.along["axis"] == _NUMBERS_BELOW[name]].drop(columns=["axis", "panel", "x"])

@@ -24,7 +24,7 @@ def rules(results: Results, overview: pd.DataFrame) -> pd.DataFrame:
     own = own[own["block_efficiency"].notna()]
     own = own.assign(panel=places_without(own, "temperature", "cell_rule"))
     groups = own.groupby(["panel", "arm"], sort=False)
-    rows = [row for _, group in groups if group["cell_rule"].nunique() > 1 for row in _rows(results, group)]
+    rows = [row for _, group in groups if len(group["cell_rule"].unique()) > 1 for row in _rows(results, group)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

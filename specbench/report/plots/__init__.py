@@ -9,7 +9,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from specbench.report.metrics import Frames
-from specbench.report.plots import speed, steps
+from specbench.report.plots import beside, rules, speed, steps, trees
 from specbench.report.plots.style import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
 from specbench.report.words import text_notes
 
@@ -53,6 +53,8 @@ def look_of(frames: Frames, theme: str = "light") -> Look:
 
 _INTERVAL = "Bars are 95 % intervals over batches of prompts; below four batches there is none. "
 _ALONG = "tables/along.csv"
+_BEAMS = "tables/beams.csv"
+_HOLLOW = "Hollow marks were published, on other hardware, and compare in their shape alone. "
 
 FIGURES: Mapping[str, Drawing] = {
     "speedup": Drawing(
@@ -66,12 +68,22 @@ FIGURES: Mapping[str, Drawing] = {
         "tables/summary.csv",
         speed.speedup,
     ),
+    "published": Drawing(
+        "Beside the paper",
+        "Speed-up and tokens per step, measured here and published",
+        "Filled marks were measured here, hollow ones published, on the hardware that the legend names and for larger "
+        "targets: the order of the methods compares, their distance does not. Bars are 95 % intervals over batches of "
+        "prompts.",
+        _HEADLINE,
+        "tables/published.csv",
+        beside.methods,
+    ),
     "batch_size": Drawing(
         "Batch size",
-        "Full-batch throughput, speed-up and occupancy by batch size",
-        "Until its first row ends a batch is full: tokens per second and speed-up are taken there. Occupancy is the "
-        "share of slot-time in which a row still decoded; where it falls, rows end at other steps, and the whole batch "
-        "gains less than the full one. " + _INTERVAL,
+        "Throughput of a request and of a batch, speed-up and occupancy by batch size",
+        "From above: what one request sees; the batch until its first row ends, for so long it is full, and its "
+        "speed-up; occupancy, the share of slot-time in which a row still decoded: where it falls, rows end at other "
+        "steps, and the whole batch gains less than the full one. " + _HOLLOW + _INTERVAL,
         _HEADLINE,
         _ALONG,
         partial(speed.along, speed.BATCH_SIZE),
@@ -104,6 +116,63 @@ FIGURES: Mapping[str, Drawing] = {
         _HEADLINE,
         _ALONG,
         partial(speed.along, speed.GAMMA),
+    ),
+    "width": Drawing(
+        "Beam width",
+        "Speed-up and tokens per step by beam width",
+        "Below: more beams hold the right tokens more often, and less is gained from each doubling. Above: a wider "
+        "beam pays until the larger draft and its verification cost more than that. " + _HOLLOW + _INTERVAL,
+        _HEADLINE,
+        _ALONG,
+        partial(speed.along, speed.WIDTH),
+    ),
+    "length": Drawing(
+        "Beam length",
+        "Speed-up and tokens per step by beam length",
+        "A beam is drafted token by token, so length costs time where width hardly does; tokens per step level off as "
+        "late positions are accepted less often. " + _INTERVAL,
+        _HEADLINE,
+        _ALONG,
+        partial(speed.along, speed.LENGTH),
+    ),
+    "beam_shape": Drawing(
+        "Beam width and length",
+        "Speed-up by beam width and length",
+        "Blue is faster than autoregressive decoding, orange slower; a field without colour is not resolved. The best "
+        "field of a table is chosen by the very numbers that it shows, so its speed-up is a little too high.",
+        _HEADLINE,
+        _BEAMS,
+        trees.beam_shape,
+    ),
+    "prefix_tree": Drawing(
+        "Shared prefixes",
+        "What the prefix tree saves of the beams",
+        "Above: solid is what was verified, dashed what would be if every beam were verified whole. Below: the share "
+        "saved with the root counted in every beam, as the paper counts, and bars from the 1st to the 99th percentile "
+        "of the steps; dotted counts the drafted tokens alone. The dashed box is the published range.",
+        _HEADLINE,
+        _BEAMS,
+        trees.prefix_tree,
+    ),
+    "verified_nodes": Drawing(
+        "Shape of the tree",
+        "Speed-up and tokens per step by verified draft nodes",
+        "Points above one another verify equally many nodes, so the higher shape makes more of the same budget; above, "
+        "the time of drafting counts as well. Lines join arms that differ in one option. Hollow marks do not keep the "
+        "target's text. " + _INTERVAL,
+        _HEADLINE,
+        "tables/summary.csv",
+        trees.verified_nodes,
+    ),
+    "rules": Drawing(
+        "Acceptance rules",
+        "Tokens per step and speed-up under an exact and a lossy rule",
+        "What the hollow line lies above the filled one the lossy rule has accepted too much: those tokens, and the "
+        "speed that they bring, are not the target's. In the middle the same as a share, with its 95 % interval over "
+        "batches of prompts; an exact rule has 0.",
+        _HEADLINE,
+        "tables/rules.csv",
+        rules.rules,
     ),
     "temperature": Drawing(
         "Temperature",

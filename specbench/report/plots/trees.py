@@ -45,7 +45,7 @@ def prefix_tree(frames: Frames, style: Look) -> Sketch | None:
         return None
     figure, found = stacked(titles_of(whole), _SAVINGS, height=1.9, width=3.4)
     names = {}
-    many = whole["length"].nunique() > 1
+    many = len(whole["length"].unique()) > 1
     for (title, kind), axes in found.items():
         for (_, length), own in of_title(whole, title).groupby(lines[1:], sort=False):
             name = f"{own['series'].iloc[0]}{f' length={length}' if many else ''}"
@@ -131,7 +131,7 @@ def verified_nodes(frames: Frames, style: Look) -> Sketch | None:
     summary = frames.summary[~frames.summary["arm"].isin({BASELINE, TWIN})]
     own = summary[summary["speedup_core"].notna() & (summary["nodes_per_step"].fillna(0) > 0)]
     is_tree = own["nodes_per_step"] > own["depth_per_step"] * (1 + _ODD)
-    if own["series"].nunique() < 2 or not is_tree.any():
+    if len(own["series"].unique()) < 2 or not is_tree.any():
         return None
     own = own.assign(x=own["nodes_per_step"].astype(float))
     leaders = {str(name): leader(own, str(name)) for name in own["series"].unique()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from specbench.records.schema import blank_row
 from specbench.records.store import Store
@@ -33,10 +34,15 @@ class Arm:
     simulated: bool = False
     latency_ms: float | None = None
     verdict: str | None = "equal"
+    label: str | None = None
+    settings: dict[str, object] | None = None
+    nodes: int | None = None
 
     @property
     def options(self) -> dict[str, object]:
         """Gamma, the draft that the name tells apart, and what else it says; a latency is no option."""
+        if self.settings is not None:
+            return self.settings
         words = self.name.split()
         named = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("latency="))
         return {"draft": " ".join(word for word in words if "=" not in word)} | named | {"gamma": self.gamma}
@@ -93,6 +99,23 @@ def write_results(folder: Path, plan: Plan = Plan()) -> Path:
                     requests, steps = draw_block(plan, (batch_size, temperature, repeat, block), rng)
                     store.write_block(f"b{batch_size} t{temperature} {block} {repeat}", requests, steps)
     return folder
+
+
+def write_rules(folder: Path, plans: dict[str, Plan]) -> Path:
+    """Write a run folder with the cells of several plans, which differ in their rule; returns it."""
+    merged = Store(folder / "run" / "machine")
+    for rule, plan in plans.items():
+        drawn = Store(write_results(folder / rule, plan))
+        requests, steps = (drawn.read(name).astype(object) for name in ("requests", "steps"))
+        requests["rule"] = rule
+        for table in (requests, steps):
+            table["cell"] += f" {rule}"
+            table["batch_id"] += f" {rule}"
+            table["trial_id"] += " " + table["cell"]
+        rows = (table.where(pd.notna(table), None).to_dict("records") for table in (requests, steps))
+        merged.write_block(rule, *rows)
+        merged.write_run(run_row(plan))
+    return folder / "run" / "machine"
 
 
 def draw_block(plan: Plan, place: tuple[int, float, int, int], rng: np.random.Generator):
@@ -169,7 +192,7 @@ class _Batch:
             "accepted_tokens": sum(accepted),
             "accepted_per_step": accepted,
             "drafted_depth_per_step": depth,
-            "drafted_nodes_per_step": depth,
+            "drafted_nodes_per_step": depth if self.arm.nodes is None else [self.arm.nodes] * len(depth),
             "repeat_ngram_share": self.plan.loops,
             "verdict": self.arm.verdict,
         }
@@ -181,7 +204,7 @@ class _Batch:
             "trial_id": f"trial {arm.name}",
             "cell": f"b{self.batch_size} t{self.temperature}",
             "method": arm.method,
-            "label": arm.name,
+            "label": arm.label or arm.name,
             "arm": arm.name,
             "options": json.dumps(arm.options),
             "target": "pico",

@@ -2,18 +2,16 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 from rich.console import Console
 
-from specbench.records.store import Store
 from specbench.report import compositions, plots, tables
 from specbench.report.cautions import warnings
 from specbench.report.compare import compare, text_words
 from specbench.report.findings import answers
 from specbench.report.metrics import frames, load
 from specbench.report.words import text_notes
-from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, run_row, write_results
+from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_rules
 
 DRAFT = "draft gamma=2"
 LONGER = "draft gamma=4"
@@ -22,25 +20,16 @@ PUBLISHED = f"name: x\nclaim: {{says: it is fast, published: {{{DRAFT}: 2.0}}}}\
 
 def results_under(folder, *rules, **plan):
     """Cells that differ in their rule alone; under ``typical`` what drafts is lossy, and autoregressive is not."""
-    rules = rules or ("typical",)
-    for rule in rules:
+    usual = {"batch_sizes": (1, 2), "temperatures": (0.8,), "prompts": 4, "repeats": 1, "max_new_tokens": 8} | plan
+    plans = {}
+    for rule in rules or ("typical",):
         is_lossy = rule in {"typical", "redrafter_paper"}
         arms = [
             Arm(name, alpha=0.8, gamma=gamma, draft_s=0.0005, lossless=not is_lossy, verdict=None)
             for name, gamma in ((DRAFT, 2), (LONGER, 4))
         ]
-        usual = {"batch_sizes": (1, 2), "temperatures": (0.8,), "prompts": 4, "repeats": 1, "max_new_tokens": 8}
-        drawn = Store(write_results(folder / rule, Plan((AUTOREGRESSIVE, TWIN, *arms), **usual | plan)))
-        requests, steps = (drawn.read(name).astype(object) for name in ("requests", "steps"))
-        requests["rule"] = rule
-        for table in (requests, steps):
-            table["cell"] += f" {rule}"
-            table["batch_id"] += f" {rule}"
-            table["trial_id"] += " " + table["cell"]
-        rows = (table.where(pd.notna(table), None).to_dict("records") for table in (requests, steps))
-        Store(folder / "run" / "machine").write_block(rule, *rows)
-        Store(folder / "run" / "machine").write_run(run_row(Plan()))
-    return folder / "run" / "machine"
+        plans[rule] = Plan((AUTOREGRESSIVE, TWIN, *arms), **usual)
+    return write_rules(folder, plans)
 
 
 @pytest.fixture(scope="module")
