@@ -252,8 +252,8 @@ def _claim(results: Results, frames: Frames) -> Iterator[str]:
 def _beside(published: pd.DataFrame) -> Iterator[str]:
     for _, rows in published.groupby("beside", sort=False):
         yield (
-            f"The figures show beside these numbers {origin(rows)}. Speeds of another target on other hardware "
-            "compare in their course alone."
+            f"The figures show beside these numbers {origin(rows)} ({rows['source'].iloc[0]}). Speeds of another "
+            "target on other hardware compare in their course alone."
         )
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from specbench.report.cells import Results
 
-REDRAFTER = "Cheng et al. (2024), arXiv 2403.09919 v5"
+_PAPER, _SOURCE = "Cheng et al. (2024)", "arXiv 2403.09919 v5"
 _H100 = "NVIDIA H100"
 _MT_BENCH = "MT-bench"
 
@@ -24,7 +24,8 @@ class Published:
 
     Attributes:
         beside: What an experiment calls the table that it stands in.
-        paper: Who has published it.
+        paper: Who has published it, and when.
+        source: Where the paper is found.
         table: Where in the paper.
         hardware: What it was measured on; None where the table does not say.
         model: The target.
@@ -45,6 +46,7 @@ class Published:
 
     beside: str
     paper: str
+    source: str
     table: str
     hardware: str | None
     model: str
@@ -103,7 +105,7 @@ def _table_1() -> Iterator[Published]:
     for method, values in _TABLE_1.items():
         for (model, dataset), (speedup, tokens) in zip(places, values, strict=True):
             yield Published(
-                "redrafter-table-1", REDRAFTER, "table 1", _H100, model, dataset, method,
+                "redrafter-table-1", _PAPER, _SOURCE, "table 1", _H100, model, dataset, method,
                 speedup=speedup, tokens_per_step=tokens,
             )  # fmt: skip
 
@@ -112,7 +114,7 @@ def _table_3() -> Iterator[Published]:
     for batch_size, rates in _TABLE_3.items():
         for width, rate in zip(_WIDTHS_3, rates, strict=True):
             yield Published(
-                "redrafter-table-3", REDRAFTER, "table 3", _H100, "Vicuna 7B", _MT_BENCH, "redrafter",
+                "redrafter-table-3", _PAPER, _SOURCE, "table 3", _H100, "Vicuna 7B", _MT_BENCH, "redrafter",
                 batch_size=batch_size, width=width, tokens_per_s=rate, status="oom" if rate is None else "ok",
             )  # fmt: skip
 
@@ -121,7 +123,7 @@ def _table_4() -> Iterator[Published]:
     for width, both in _TABLE_4.items():
         for distilled, (speedup, tokens) in zip((False, True), both, strict=True):
             yield Published(
-                "redrafter-table-4", REDRAFTER, "table 4", None, "Vicuna 7B", None, "redrafter",
+                "redrafter-table-4", _PAPER, _SOURCE, "table 4", None, "Vicuna 7B", None, "redrafter",
                 label="distilled" if distilled else "not distilled", batch_size=1, width=width, distilled=distilled,
                 speedup=speedup, tokens_per_step=tokens,
             )  # fmt: skip
@@ -130,7 +132,7 @@ def _table_4() -> Iterator[Published]:
 def _figure_6() -> Iterator[Published]:
     for width in _WIDTHS_6:
         yield Published(
-            "redrafter-figure-6", REDRAFTER, "figure 6", None, "Vicuna 7B", _MT_BENCH, "redrafter",
+            "redrafter-figure-6", _PAPER, _SOURCE, "figure 6", None, "Vicuna 7B", _MT_BENCH, "redrafter",
             width=width, length=5, saved_low=_SAVED_6[0], saved_high=_SAVED_6[1],
         )  # fmt: skip
 
@@ -153,6 +155,7 @@ def beside(results: Results) -> pd.DataFrame:
 
 def origin(rows: pd.DataFrame) -> str:
     """Where some points come from, in words: paper, table, target and hardware."""
-    first = rows.iloc[0]
-    models = " and ".join(rows["model"].unique()) if rows["model"].nunique() < len(_SIZES) else "Vicuna"
-    return f"{first['paper']}, {first['table']}: {models} on {first['hardware'] or 'hardware that is not stated'}"
+    first, models = rows.iloc[0], rows["model"].unique()
+    model = str(models[0]) if len(models) == 1 else str(models[0]).partition(" ")[0]
+    hardware = f" on {first['hardware']}" if pd.notna(first["hardware"]) else ", hardware not stated"
+    return f"{first['paper']}, {first['table']}: {model}{hardware}"

@@ -252,6 +252,14 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
         ("quickstart", "2 cells, 10 trials"),
         ("draft_depth", "1 cell, 10 trials"),
         ("family", "2 cells, 36 trials"),
+        ("redrafter_beams", "1 cell, 27 trials"),
+        ("redrafter_figure6", "1 cell, 9 trials"),
+        ("redrafter_rnn", "1 cell, 8 trials"),
+        ("redrafter_sampling", "8 cells, 40 trials"),
+        ("redrafter_table1", "1 cell, 5 trials"),
+        ("redrafter_table3", "4 cells, 28 trials"),
+        ("redrafter_table4", "1 cell, 12 trials"),
+        ("redrafter_trees", "1 cell, 14 trials"),
         ("vicuna_grid", "12 cells, 120 trials"),
     ],
 )
@@ -261,4 +269,5 @@ def test_every_experiment_of_the_repository_is_right(name, counts):
 
 def test_no_experiment_of_the_repository_is_left_out_above():
     names = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
-    assert names == ["baselines", "draft_depth", "family", "quickstart", "vicuna_grid"]
+    papers = [f"redrafter_{name}" for name in "beams figure6 rnn sampling table1 table3 table4 trees".split()]
+    assert names == ["baselines", "draft_depth", "family", "quickstart", *papers, "vicuna_grid"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from specbench.config import (
+    PUBLISHED,
     DecodeSettings,
     MachineSettings,
     MeasureSettings,
@@ -450,3 +451,35 @@ def test_a_claim_names_two_kinds_of_arms_or_published_values(experiment, claim):
 def test_a_claim_that_compares_nothing_is_refused_with_its_line(experiment, claim):
     with pytest.raises(ConfigError, match=r"e\.yaml:4: claim"):
         experiment(CLAIM + claim)
+
+
+BESIDE = "name: x\ntargets: [pico]\nprompts: {source: stdlib}\nbeside: "
+
+
+@pytest.mark.parametrize("names", ["redrafter-table-3", "[redrafter-table-1, redrafter-figure-6]"])
+def test_an_experiment_may_set_itself_beside_published_numbers(experiment, names):
+    assert f"beside:{' ' if names[0] != '[' else ''}" in experiment(BESIDE + names).yaml
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (
+            "redrafter-table-5",
+            r"e\.yaml:4: beside: unknown published numbers, got '.*-5'\. Did you mean 'redrafter-table-\d'",
+        ),
+        (
+            "[redrafter-table-1, redrafter-figure6]",
+            r"e\.yaml:4: beside\.1: unknown published numbers, got '.*6'\. Did you mean 'redrafter-figure-6'",
+        ),
+        ("{redrafter-table-1: yes}", r"e\.yaml:4: beside: should be a list"),
+    ],
+)
+def test_published_numbers_that_nobody_knows_are_refused_with_a_suggestion(experiment, names, line):
+    with pytest.raises(ConfigError, match=line):
+        experiment(BESIDE + names)
+
+
+def test_the_readme_of_the_experiments_names_all_published_numbers():
+    text = Path("experiments/README.md").read_text("utf-8")
+    assert all(f"`{name}`" in text for name in PUBLISHED)

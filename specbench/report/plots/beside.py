@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -27,6 +27,7 @@ _COLUMNS = {
 
 _AXES = ("batch_size", "width", "length")
 _SOURCE = ["beside", "model", "dataset", "method", "label"]
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _HOLLOW: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "markersize": 5.5, "mew": 1.1}
 
 # --- along an axis
@@ -64,7 +65,9 @@ def lines(axis: str, kinds: Collection[str], frames: Frames, looks: tuple[Mappin
     keys = _SOURCE + [name for name in _AXES if name != axis]
     own = found[found[axis].notna() & found[shown].notna().any(axis=1)]
     made = [_line(axis, group, (points, frames.summary), looks) for _, group in own.groupby(keys, dropna=False)]
-    return [line for line in made if line is not None]
+    drawn = [line for line in made if line is not None]
+    return [replace(line, marker=_MARKERS[index % len(_MARKERS)]) if line.name else line
+            for index, line in enumerate(drawn)]  # fmt: skip
 
 
 def _line(
@@ -77,9 +80,16 @@ def _line(
         return None
     group = group.assign(x=group[axis].astype(float)).sort_values("x")
     if len(series) > 1:
-        return Line(group, style.quiet, "o" if first["distilled"] else "s", str(first["label"] or first["method"]))
+        return Line(group, style.quiet, _MARKERS[0], _name(first, axis))
     arm = leaders[series.pop()]
     return Line(group, style.colours[arm], style.markers[arm], None)
+
+
+def _name(published: pd.Series, axis: str) -> str:
+    """What tells a published line from the others of its table."""
+    options = [f"{name} {published[name]:g}" for name in _AXES if name != axis and pd.notna(published[name])]
+    words = [published["label"]] if pd.notna(published["label"]) else [published["method"], *options]
+    return f"{', '.join(words)} (published)"
 
 
 def _kin(published: pd.Series, options: Sequence[str], summary: pd.DataFrame) -> set[str]:
@@ -123,6 +133,14 @@ def sources(published: pd.DataFrame, style: Look) -> list[Line2D]:
     ]
 
 
+def source_without_marks(published: pd.DataFrame, style: Look) -> list[Line2D]:
+    """The same where what was published is no points but a range."""
+    return [
+        Line2D([], [], linestyle="--", color=style.quiet, label=origin(rows))
+        for _, rows in published.groupby("beside", sort=False)
+    ]
+
+
 def _handle(style: Look, label: str, **look: Any) -> Line2D:
     return Line2D([], [], mfc=style.paper, label=label, **_HOLLOW, **look)
 
@@ -143,7 +161,7 @@ def methods(frames: Frames, style: Look) -> Sketch | None:
     if paper.empty or own.empty:
         return None
     arms = ordered_arms(own)
-    groups = {f"{method}, {data} (published)": rows for (method, data), rows in _by_method(paper)}
+    groups = {f"{method}, {data}, paper": rows for (method, data), rows in _by_method(paper)}
     names = [*arms, *groups]
     sizes = dict(zip(paper["model"].unique(), _SIZES, strict=False))
     titles = [f"{title}|{kind}" for title in titles_of(own) for kind in _KINDS]

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from specbench.report.cells import BASELINE, TWIN
 from specbench.report.metrics import Frames
-from specbench.report.plots.beside import sources
+from specbench.report.plots.beside import source_without_marks
 from specbench.report.plots.panels import (
     bars,
     edge_labels,
@@ -60,7 +60,8 @@ def prefix_tree(frames: Frames, style: Look) -> Sketch | None:
     quiet: dict[str, Any] = {"color": style.quiet}
     handles.append(Line2D([], [], label="above: every beam verified whole", **quiet, **_WITHOUT))
     handles.append(Line2D([], [], label="below: of the draft nodes alone", **quiet, **_DRAFT_ONLY))
-    return Sketch(figure, handles + sources(frames.published[frames.published["saved_low"].notna()], style))
+    published = frames.published[frames.published["saved_low"].notna()]
+    return Sketch(figure, handles + source_without_marks(published, style))
 
 
 def _nodes(axes: Axes, own: pd.DataFrame, arm: str, style: Look) -> None:

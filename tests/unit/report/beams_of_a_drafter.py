@@ -9,11 +9,11 @@ SHARED = {(1, 3): 2, (2, 3): 3, (4, 3): 6, (1, 5): 4, (2, 5): 6, (4, 5): 10}
 BESIDE = "name: x\nbeside: [redrafter-table-1, redrafter-table-3, redrafter-table-4, redrafter-figure-6]\n"
 
 
-def beam(width, length, *, label="redrafter", drafter="pico-redrafter", **more):
+def beam(width, length, *, name=None, label="redrafter", drafter="pico-redrafter", **more):
     """One arm of a beam search, as the grid would name it."""
     settings = {"drafter": drafter, "width": width, "length": length, "nodes": None, "branching": None, "top_k": None}
     return Arm(
-        f"{label} width={width} length={length}", "redrafter", alpha=0.6 + 0.05 * width, gamma=length - 1,
+        name or f"{label} width={width} length={length}", "redrafter", alpha=0.6 + 0.05 * width, gamma=length - 1,
         draft_s=0.0004, label=label, settings=settings | more.pop("settings", {}),
         nodes=SHARED.get((width, length)), **more,
     )  # fmt: skip
