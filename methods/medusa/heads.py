@@ -119,7 +119,7 @@ class MedusaHeads(Drafter):
         """Every head's cross-entropy, each counting 0.8 of the one before it."""
         state = batch.hidden[POST_NORM]
         weights = [_DECAY**head for head in range(self.depth)]
-        return losses_by_depth(self.features(state, self.depth), self.output, batch, weights)
+        return losses_by_depth(self.features(state, self.depth), self.output, batch, weights, self.target.head)
 
     def features(self, state: Tensor, heads: int) -> list[Tensor]:
         """What the first ``heads`` heads hand to their output matrices, each (..., H)."""

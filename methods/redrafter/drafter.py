@@ -180,7 +180,8 @@ class RecurrentDrafter(Drafter):
         for depth in range(self.depth):
             state = self.advance(state, batch.tokens[:, depth])
             features.append(self.features(context, state))
-        return losses_by_depth(features, lambda feature, _: self.output(feature), batch, [1.0] * self.depth)
+        weights = [1.0] * self.depth
+        return losses_by_depth(features, lambda feature, _: self.output(feature), batch, weights, self.target.head)
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """The state after one more token, (..., H) and (...) -> (..., H)."""

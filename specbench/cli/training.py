@@ -79,7 +79,7 @@ Distil = Annotated[
     list[str] | None,
     typer.Option(
         help="responses: the target writes the answers first. continuations: at every place the target's own greedy "
-        "tokens are learned. Repeatable.",
+        "tokens are learned. beliefs: its whole distribution is. Repeatable.",
         show_default="neither",
     ),
 ]

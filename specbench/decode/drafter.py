@@ -37,20 +37,24 @@ class TrainingBatch:
         tokens: The root, then the n tokens that follow, (P, n + 1).
         labels: ``tokens[:, 1:]``, with ``IGNORED`` where a token does not count, (P, n).
         counts: Labels of every depth in the whole optimizer step, all processes together, at least 1, (n,) float32.
+        beliefs: What the target's head reads before each label, so that a drafter can learn the target's distribution
+            in place of the label, (P, n, H); None to learn the labels.
     """
 
     hidden: "Mapping[Hidden, Tensor]"
     tokens: Tensor
     labels: Tensor
     counts: Tensor
+    beliefs: Tensor | None = None
 
 
 class Losses(NamedTuple):
     """What a drafter made of a batch. Sums over its places; n depths.
 
     Attributes:
-        loss: To be minimised: each depth's mean cross-entropy over ``TrainingBatch.counts``, weighted and added up.
-        nats: Cross-entropy of every depth, (n,).
+        loss: To be minimised: each depth's mean cross-entropy over ``TrainingBatch.counts``, against the labels or the
+            target's distribution, weighted and added up.
+        nats: Cross-entropy of every depth against the labels, (n,).
         hits: Labels among the k likeliest tokens, for k = 1 .. ``TOP``, (n, TOP); not counted where gradients are
             wanted, since finding them would cost a third of a step.
     """
@@ -113,6 +117,7 @@ def losses_by_depth(
     output: Callable[[Tensor, int], Tensor],
     batch: TrainingBatch,
     weights: Sequence[float],
+    target_head: Callable[[Tensor], Tensor],
 ) -> Losses:
     """Cross-entropy of every depth, without ever holding the logits of all places.
 
@@ -123,30 +128,43 @@ def losses_by_depth(
         output: (features, depth) -> logits over the vocabulary.
         batch: The places.
         weights: How much each depth counts.
+        target_head: (..., H) -> the target's logits, for batches with ``beliefs``.
     """
     loss = features[0].new_zeros((), dtype=torch.float32)
     nats: list[Tensor] = []
     hits: list[Tensor] = []
     for depth, (feature, weight) in enumerate(zip(features, weights, strict=True)):
         labels = batch.labels[:, depth]
+        states = feature[:, :0] if batch.beliefs is None else batch.beliefs[:, depth]
+        slices = zip(*(values.split(_ROWS_AT_ONCE) for values in (feature, labels, states)), strict=True)
         parts = [
-            checkpoint(_slice_loss, part, wanted, output, depth, use_reentrant=False)
-            for part, wanted in zip(feature.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE), strict=True)
+            checkpoint(_slice_loss, *values, lambda x, depth=depth: output(x, depth), target_head, use_reentrant=False)
+            for values in slices
         ]
-        total = torch.stack([part[0] for part in parts]).sum()
-        loss = loss + weight * total / batch.counts[depth]
-        nats.append(total.detach())
-        hits.append(torch.stack([part[1] for part in parts]).sum(0))
+        totals, hard, right = (torch.stack(values) for values in zip(*parts, strict=True))
+        loss = loss + weight * totals.sum() / batch.counts[depth]
+        nats.append(hard.detach().sum())
+        hits.append(right.sum(0))
     return Losses(loss, torch.stack(nats), torch.stack(hits))
 
 
 def _slice_loss(
-    features: Tensor, labels: Tensor, output: Callable[[Tensor, int], Tensor], depth: int
-) -> tuple[Tensor, Tensor]:
-    logits = output(features, depth).float()
-    nats = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    features: Tensor,
+    labels: Tensor,
+    states: Tensor,
+    output: Callable[[Tensor], Tensor],
+    target_head: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is minimised, the cross-entropy against the labels, and the labels among the likeliest tokens: sums."""
+    logits = output(features).float()
+    nats = loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    if states.shape[1]:
+        with torch.no_grad():
+            believed = target_head(states).float().softmax(-1)
+        soft = F.cross_entropy(logits, believed, reduction="none")
+        loss = soft.masked_fill(labels == IGNORED, 0.0).sum()
     if torch.is_grad_enabled():
-        return nats, labels.new_zeros(TOP)
+        return loss, nats, labels.new_zeros(TOP)
     best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
     hits = (best == labels[:, None]).cumsum(1).sum(0)
-    return nats, F.pad(hits, (0, TOP - len(hits)), value=0)
+    return loss, nats, F.pad(hits, (0, TOP - len(hits)), value=0)

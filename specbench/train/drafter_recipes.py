@@ -33,8 +33,8 @@ from specbench.train.recipes import Schedule
 from specbench.train.responses import own_responses
 from specbench.train.teacher import PROMPT_SHARE, Teacher
 
-Distillation = Literal["responses", "continuations"]
-DISTILLATIONS: tuple[Distillation, ...] = ("responses", "continuations")
+Distillation = Literal["responses", "continuations", "beliefs"]
+DISTILLATIONS: tuple[Distillation, ...] = ("responses", "continuations", "beliefs")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class DrafterRecipe:
         settings: Their shape, as the method's drafter takes it.
         data: What they learn from; see ``load_examples``.
         distil: ``responses``: from text that the target has written itself. ``continuations``: at every place from what
-            the target would go on with, greedily. Both may be asked for.
+            the target would go on with, greedily. ``beliefs``: from the target's distribution of each next token, not
+            the token alone. The first goes with either of the others.
         schedule: For how long.
         max_tokens: Longest text.
         most_texts: Texts at most, None for all.
@@ -124,6 +125,8 @@ def train_drafter(
         TrainingError: The method learns nothing, or the target has no token map.
         ConfigError: A setting that the drafter does not have.
     """
+    if {"continuations", "beliefs"} <= {*recipe.distil}:
+        raise TrainingError("--distil: beliefs are about the text, and continuations leave it; give one of the two")
     processes = processes or Processes.alone()
     kind, settings = drafter_of(recipe.method, recipe.settings)
     target = load(locate(recipe.target, shop.out), _placement(recipe, shop))
@@ -143,6 +146,7 @@ def train_drafter(
         examples,
         recipe.schedule,
         continuations=continuations,
+        with_beliefs="beliefs" in recipe.distil,
         dtype=shop.dtype,
         processes=processes,
     )

@@ -80,6 +80,7 @@ class Texts:
         labels: ``ahead`` without the root, ``IGNORED`` where nothing is learned, (B, T, n).
         counts: Labels of every depth in the whole optimizer step, (n,).
         own_count: Labels of the target itself in the whole step.
+        with_beliefs: Whether the target's distributions are learned in place of the labels.
     """
 
     tokens: Tensor
@@ -89,6 +90,7 @@ class Texts:
     labels: Tensor
     counts: Tensor
     own_count: Tensor
+    with_beliefs: bool = False
 
     def places(self, which: Hidden, hidden: Tensor) -> TrainingBatch:
         """Those places that teach anything; one that teaches nothing where there are none, so that no mean is of none.
@@ -101,8 +103,14 @@ class Texts:
         if not bool(taught.any()):
             taught = torch.zeros_like(taught)
             taught[0, 0] = True
+        beliefs = None
+        if self.with_beliefs:
+            # Depth i's label follows the token i + 1 places on, and that token's state says what the target expects.
+            row, place = taught.nonzero(as_tuple=True)
+            later = place[:, None] + 1 + torch.arange(self.labels.shape[2], device=place.device)
+            beliefs = hidden[row[:, None], later.clamp_max(hidden.shape[1] - 1)]
         states = hidden[taught].float()
-        return TrainingBatch({which: states}, self.ahead[taught], self.labels[taught], self.counts)
+        return TrainingBatch({which: states}, self.ahead[taught], self.labels[taught], self.counts, beliefs)
 
     def next_tokens(self, hidden: Tensor) -> tuple[Tensor, TrainingBatch]:
         """What the target itself learns, the next token at every place: states (P, H), and their labels."""
@@ -138,7 +146,8 @@ class Student(nn.Module):
             self.target.module(input_ids=texts.tokens, use_cache=False)
         found: Losses = self.drafter(texts.places(which, states[which]))
         features, batch = texts.next_tokens(states[which])
-        own = losses_by_depth([features], lambda state, _: self.target.head(state), batch, [1.0])
+        head = self.target.head
+        own = losses_by_depth([features], lambda state, _: head(state), batch, [1.0], head)
         return found._replace(loss=own.loss + _HEADS_SHARE * found.loss)
 
     def _states(self, texts: Texts) -> Tensor:
@@ -158,6 +167,7 @@ class DrafterTask:
         schedule: DrafterSchedule,
         *,
         continuations: Continuations | None = None,
+        with_beliefs: bool = False,
         dtype: torch.dtype = torch.bfloat16,
         processes: Processes | None = None,
     ) -> None:
@@ -167,6 +177,7 @@ class DrafterTask:
         self.steps = schedule.steps(len(examples.training))
         self.tokens_per_step = schedule.batch_size * round(np.mean([len(text.tokens) for text in examples.training]))
         self._examples, self._schedule, self._continuations = examples, schedule, continuations
+        self._with_beliefs = with_beliefs
         self._processes = processes or Processes.alone()
         self._wrapped = self._processes.wrap(student, find_unused=schedule.joint)
         self._depth, self._device = student.drafter.depth, student.target.device
@@ -263,7 +274,8 @@ class DrafterTask:
             # A place teaches where the text goes on with an answer's token; what the target would go on with counts.
             counted = _windows(may, 1).expand(-1, -1, self._depth)
         labels = ahead[:, :, 1:].masked_fill(~counted, IGNORED)
-        return Texts(ids, lengths, may, ahead, labels, counts[0].to(self._device), counts[1].to(self._device))
+        by_depth, own = (count.to(self._device) for count in counts)
+        return Texts(ids, lengths, may, ahead, labels, by_depth, own, self._with_beliefs)
 
 
 def _windows(values: Tensor, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,7 +38,7 @@ _HOLLOW: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.0, "markersi
 class Line:
     """One published line: its points, and the colour and marker of the arms that it compares with.
 
-    `name` is what tells it apart where there is no such series of arms, and None where the look does.
+    `name` is what tells it apart where no series of arms lends it a look of its own, and None where one does.
     """
 
     points: pd.DataFrame
@@ -55,19 +56,27 @@ def lines(axis: str, kinds: Collection[str], frames: Frames, looks: tuple[Mappin
         frames: Of the report.
         looks: The arm that lends its look to each measured series, and the look of all.
     """
-    found = frames.published.assign(
-        batch_tokens_per_s=frames.published["tokens_per_s"] * frames.published["batch_size"]
-    )
+    paper = frames.published
+    paper = paper.assign(batch_tokens_per_s=paper["tokens_per_s"] * paper["batch_size"])
     shown = [_COLUMNS[kind] for kind in kinds if kind in _COLUMNS]
-    if axis not in _AXES or found[shown].isna().all(axis=None):
+    if axis not in _AXES or paper[shown].isna().all(axis=None):
         return []
     points = frames.along[frames.along["axis"] == axis]
     keys = _SOURCE + [name for name in _AXES if name != axis]
-    own = found[found[axis].notna() & found[shown].notna().any(axis=1)]
-    made = [_line(axis, group, (points, frames.summary), looks) for _, group in own.groupby(keys, dropna=False)]
-    drawn = [line for line in made if line is not None]
-    return [replace(line, marker=_MARKERS[index % len(_MARKERS)]) if line.name else line
-            for index, line in enumerate(drawn)]  # fmt: skip
+    own = paper[paper[axis].notna() & paper[shown].notna().any(axis=1)]
+    found = [_line(axis, group, (points, frames.summary), looks) for _, group in own.groupby(keys, dropna=False)]
+    return _told_apart([line for line in found if line is not None], axis)
+
+
+def _told_apart(found: Sequence[Line], axis: str) -> list[Line]:
+    """Lines that would look alike get markers of their own and a name."""
+    alike = Counter((line.colour, line.marker) for line in found)
+    return [
+        replace(line, marker=_MARKERS[index % len(_MARKERS)], name=_name(line.points.iloc[0], axis))
+        if alike[line.colour, line.marker] > 1
+        else line
+        for index, line in enumerate(found)
+    ]
 
 
 def _line(

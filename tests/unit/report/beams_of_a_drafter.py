@@ -25,5 +25,5 @@ MEDUSA = Arm("medusa", "medusa", alpha=0.6, gamma=3, draft_s=0.0002, settings={"
 
 def plan(arms=(*BEAMS, MEDUSA), **settings):
     """Few prompts at two batch sizes, set beside all that is published."""
-    usual = {"batch_sizes": (1, 2), "prompts": 8, "repeats": 1, "max_new_tokens": 24, "run": {"experiment": BESIDE}}
+    usual = {"batch_sizes": (1, 2), "prompts": 4, "repeats": 1, "max_new_tokens": 16, "run": {"experiment": BESIDE}}
     return Plan((AUTOREGRESSIVE, TWIN, *arms), **usual | settings)

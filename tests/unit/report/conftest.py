@@ -1,9 +1,12 @@
 """Run folders drawn from the known model of `tests.unit.report.synthetic`, written once for all tests."""
 
+from dataclasses import replace
+
 import pytest
 
 from specbench.report.metrics import frames, load
-from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
+from tests.unit.report.beams_of_a_drafter import BEAMS, plan
+from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results, write_rules
 
 ODD = (
     AUTOREGRESSIVE,
@@ -34,3 +37,19 @@ def odd_results(odd_folder):
 def odd_frames(odd_results):
     """What is shown of the odd folder."""
     return frames(odd_results)
+
+
+@pytest.fixture(scope="session")
+def beam_frames(tmp_path_factory):
+    """Beams of three widths and two lengths, and Medusa, set beside all that is published."""
+    return frames(load(write_results(tmp_path_factory.mktemp("beams"), plan())))
+
+
+@pytest.fixture(scope="session")
+def rule_frames(tmp_path_factory):
+    """One arm under the exact and the lossy rule, whose acceptance is higher, at two temperatures."""
+    plans = {}
+    for rule, more, is_lossless in (("rejection", 0.0, True), ("redrafter_paper", 0.15, False)):
+        arms = [replace(BEAMS[-1], alpha=BEAMS[-1].alpha + more, lossless=is_lossless, verdict=None)]
+        plans[rule] = plan(arms, temperatures=(0.8, 1.0), batch_sizes=(1,), prompts=8)
+    return frames(load(write_rules(tmp_path_factory.mktemp("rules"), plans)))

@@ -1,4 +1,4 @@
-"""specbench.report.beams, specbench.report.rules and the figures that are drawn of them and beside published numbers."""
+"""specbench.report.beams and specbench.report.rules, their figures, and what is drawn beside published numbers."""
 
 import dataclasses
 
@@ -9,31 +9,14 @@ from matplotlib.colors import to_hex
 
 from specbench.report import plots, published
 from specbench.report.metrics import frames, load, series
-from tests.unit.report.beams_of_a_drafter import BEAMS, MEDUSA, SHARED, beam, plan
-from tests.unit.report.synthetic import Arm, write_results, write_rules
+from tests.unit.report.beams_of_a_drafter import MEDUSA, SHARED, beam, plan
+from tests.unit.report.synthetic import Arm, write_results
 
 TITLE = "batch 1, T = 0"
 
 
 def built(folder, *args, **settings):
     return frames(load(write_results(folder, plan(*args, **settings))))
-
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    """Beams of three widths and two lengths, and Medusa."""
-    return built(tmp_path_factory.mktemp("beams"))
-
-
-@pytest.fixture(scope="module")
-def ruled(tmp_path_factory):
-    """One arm under the exact and the lossy rule, whose acceptance is higher, at two temperatures."""
-    arm = BEAMS[-1]
-    plans = {}
-    for rule, more, is_lossless in (("rejection", 0.0, True), ("redrafter_paper", 0.15, False)):
-        arms = [dataclasses.replace(arm, alpha=arm.alpha + more, lossless=is_lossless, verdict=None)]
-        plans[rule] = plan(arms, temperatures=(0.8, 1.0), batch_sizes=(1,))
-    return frames(load(write_rules(tmp_path_factory.mktemp("rules"), plans)))
 
 
 def drawn(name, found):
@@ -58,8 +41,8 @@ def legend(figure):
 # --- the frames
 
 
-def test_what_shared_prefixes_save_is_counted_as_by_hand(grid):
-    found = grid.beams[grid.beams["title"] == TITLE].set_index(["width", "length"])
+def test_what_shared_prefixes_save_is_counted_as_by_hand(beam_frames):
+    found = beam_frames.beams[beam_frames.beams["title"] == TITLE].set_index(["width", "length"])
     assert set(found.index) == set(SHARED)
     row = found.loc[(4, 5)]
     # Four beams of four drafted tokens, of which ten are left; with the roots 20 tokens, of which eleven are left.
@@ -95,16 +78,16 @@ def test_beams_are_as_many_as_the_search_ends_with(tmp_path, settings, beam_node
         assert found["beam_nodes"].tolist() == [beam_nodes]
 
 
-def test_a_static_tree_and_a_method_without_beams_are_no_beam_search(tmp_path, grid):
-    assert "medusa" not in set(grid.beams["arm"])
+def test_a_static_tree_and_a_method_without_beams_are_no_beam_search(tmp_path, beam_frames):
+    assert "medusa" not in set(beam_frames.beams["arm"])
     assert built(tmp_path, [beam(4, 5, settings={"branching": [2, 2]})], batch_sizes=(1,)).beams.empty
 
 
-def test_width_and_length_are_axes_whose_lines_differ_in_nothing_else(grid):
-    width = grid.along[(grid.along["axis"] == "width") & (grid.along["title"] == TITLE)]
+def test_width_and_length_are_axes_whose_lines_differ_in_nothing_else(beam_frames):
+    width = beam_frames.along[(beam_frames.along["axis"] == "width") & (beam_frames.along["title"] == TITLE)]
     assert set(width["series"]) == {"redrafter length=3", "redrafter length=5"}
     assert sorted(width.loc[width["series"] == "redrafter length=5", "x"]) == [1, 2, 4]
-    length = grid.along[(grid.along["axis"] == "length") & (grid.along["title"] == TITLE)]
+    length = beam_frames.along[(beam_frames.along["axis"] == "length") & (beam_frames.along["title"] == TITLE)]
     assert set(length["series"]) == {f"redrafter width={width}" for width in (1, 2, 4)}
 
 
@@ -118,8 +101,8 @@ def test_arms_that_differ_in_the_shape_of_their_draft_share_a_hue(arm):
     assert series(arm) == "r"
 
 
-def test_what_a_lossy_rule_accepts_too_much_is_the_ratio_of_tokens_per_step_with_its_interval(ruled):
-    found = ruled.rules.set_index(["temperature", "rule"]).sort_index()
+def test_what_a_lossy_rule_accepts_too_much_is_the_ratio_of_tokens_per_step_with_its_interval(rule_frames):
+    found = rule_frames.rules.set_index(["temperature", "rule"]).sort_index()
     assert len(found) == 4
     for temperature in (0.8, 1.0):
         exact, lossy = (found.loc[(temperature, rule)] for rule in ("rejection", "redrafter_paper"))
@@ -131,31 +114,32 @@ def test_what_a_lossy_rule_accepts_too_much_is_the_ratio_of_tokens_per_step_with
         assert not lossy["lossless"]
 
 
-def test_an_arm_under_one_rule_is_no_row_of_the_rules(grid):
-    assert grid.rules.empty
+def test_an_arm_under_one_rule_is_no_row_of_the_rules(beam_frames):
+    assert beam_frames.rules.empty
 
 
 # --- the figures
 
 
-def test_the_prefix_tree_shows_nodes_with_and_without_it_and_the_published_range(grid):
-    figure = drawn("prefix_tree", grid)
+def test_the_prefix_tree_shows_nodes_with_and_without_it_and_the_published_range(beam_frames):
+    figure = drawn("prefix_tree", beam_frames)
     nodes, _, saved, _ = figure.axes
     solid = [(x.tolist(), y.tolist()) for x, y, _ in points(nodes)]
     assert ([1, 2, 4], [4, 6, 10]) in solid
     assert ([1, 2, 4], [2, 3, 6]) in solid
     dashed = [line.get_ydata().tolist() for line in nodes.lines if line.get_marker() == "None"]
     assert [4, 8, 16] in dashed
-    assert [100 * (1 - 11 / 20)] == pytest.approx([y[-1] for x, y, _ in points(saved) if y[1] == pytest.approx(30)])
+    five = [y for _, y, _ in points(saved) if y[1] == pytest.approx(100 * (1 - 7 / 10))]
+    assert [y[-1] for y in five] == pytest.approx([100 * (1 - 11 / 20)])
     box = saved.patches[0]
     assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == pytest.approx((5, 30, 65, 30))
     assert any("figure 6: Vicuna 7B, hardware not stated" in text for text in legend(figure))
 
 
-def test_the_table_of_beam_shapes_has_a_field_for_each_width_and_length_with_its_speed_up(grid):
-    figure = drawn("beam_shape", grid)
+def test_the_table_of_beam_shapes_has_a_field_for_each_width_and_length_with_its_speed_up(beam_frames):
+    figure = drawn("beam_shape", beam_frames)
     texts = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
-    rows = grid.beams[grid.beams["title"] == TITLE].set_index(["width", "length"])
+    rows = beam_frames.beams[beam_frames.beams["title"] == TITLE].set_index(["width", "length"])
     best = rows.loc[(4, 5)]
     assert len(figure.axes[0].patches) == len(SHARED)
     assert texts[f"{best['speedup']:.2f}\N{MULTIPLICATION SIGN}"] == (2, 1 - 0.14)
@@ -184,10 +168,10 @@ def test_chains_alone_have_no_figure_of_tree_shapes(tmp_path):
     assert drawn("verified_nodes", built(tmp_path, arms, batch_sizes=(1,))) is None
 
 
-def test_a_lossy_rule_is_hollow_beside_the_exact_one_and_named_lossy(ruled):
-    figure = drawn("rules", ruled)
+def test_a_lossy_rule_is_hollow_beside_the_exact_one_and_named_lossy(rule_frames):
+    figure = drawn("rules", rule_frames)
     tokens, inflation, _ = figure.axes
-    found = ruled.rules.sort_values("temperature")
+    found = rule_frames.rules.sort_values("temperature")
     for rule, is_hollow in (("rejection", False), ("redrafter_paper", True)):
         [(x, y, _)] = points(tokens, hollow=is_hollow)
         assert x.tolist() == [0.8, 1.0]
@@ -197,26 +181,28 @@ def test_a_lossy_rule_is_hollow_beside_the_exact_one_and_named_lossy(ruled):
     assert "hollow: redrafter_paper (lossy)" in legend(figure)
 
 
-def test_one_rule_alone_has_no_figure_of_rules(grid):
-    assert drawn("rules", grid) is None
+def test_one_rule_alone_has_no_figure_of_rules(beam_frames):
+    assert drawn("rules", beam_frames) is None
 
 
 # --- published numbers
 
 
-def test_the_paper_s_methods_stand_below_the_arms_hollow_in_their_colour(grid):
-    figure = drawn("published", grid)
+def test_the_paper_s_methods_stand_below_the_arms_hollow_in_their_colour(beam_frames):
+    figure = drawn("published", beam_frames)
     speedups, tokens = figure.axes[:2]
     names = [label.get_text().replace("\n", " ") for label in speedups.get_yticklabels()]
     place = names.index("redrafter, MT-bench, paper")
     assert [x.item() for x, y, _ in points(speedups) if y.item() == place] == [2.80, 2.80, 2.61]
     assert [x.item() for x, y, _ in points(tokens) if y.item() == place] == [4.20, 4.21, 3.87]
-    look = plots.look_of(grid)
+    look = plots.look_of(beam_frames)
     colours = {to_hex(line.get_color()) for _, y, line in points(speedups) if y == names.index("medusa, Alpaca, paper")}
     assert colours == {look.colours["medusa"].lower()}
     eagle = {to_hex(line.get_color()) for _, y, line in points(speedups) if y == names.index("eagle, Alpaca, paper")}
     assert eagle == {look.quiet}
-    row = grid.summary[(grid.summary["title"] == TITLE) & (grid.summary["arm"] == "medusa")].iloc[0]
+    row = beam_frames.summary[(beam_frames.summary["title"] == TITLE) & (beam_frames.summary["arm"] == "medusa")].iloc[
+        0
+    ]
     measured = [x.item() for x, y, _ in points(speedups) if y == names.index("medusa")]
     assert measured == [row["speedup_core"]]
     assert "hollow: Cheng et al. (2024), table 1: Vicuna on NVIDIA H100" in legend(figure)
@@ -269,12 +255,19 @@ def test_table_4_takes_the_colours_of_the_arms_that_carry_its_labels(tmp_path):
             assert to_hex(line.get_color()) == colours[f"{label} width=4"].lower()
 
 
-def test_published_lines_without_a_counterpart_of_their_own_have_names_and_no_arm_s_colour(widths):
+def test_published_lines_of_one_counterpart_share_its_colour_and_have_markers_and_names_of_their_own(widths):
     figure = drawn("width", widths)
-    assert "distilled (published)" not in legend(figure)  # one series of widths: both lines are its method's
-    assert {to_hex(line.get_color()) for _, _, line in points(figure.axes[0], hollow=True)} == {
-        plots.look_of(widths).colours["redrafter width=2"].lower()
-    }
+    lines = [line for _, _, line in points(figure.axes[0], hollow=True)]
+    assert {to_hex(line.get_color()) for line in lines} == {plots.look_of(widths).colours["redrafter width=2"].lower()}
+    assert len({line.get_marker() for line in lines}) == 2
+    assert {"distilled (published)", "not distilled (published)"} < set(legend(figure))
+
+
+def test_a_published_line_that_two_series_could_be_meant_by_has_no_arm_s_colour(beam_frames):
+    figure = drawn("width", beam_frames)
+    found = {to_hex(line.get_color()) for _, _, line in points(figure.axes[0], hollow=True)}
+    assert found == {plots.look_of(beam_frames).quiet}
+    assert "not distilled (published)" in legend(figure)
 
 
 def test_what_an_experiment_does_not_name_is_not_drawn(widths):

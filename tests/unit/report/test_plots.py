@@ -79,9 +79,10 @@ def drawn(name, found):
 
 
 @pytest.fixture(scope="module")
-def figures(twelve):
-    """Every figure of the twelve arms, drawn once."""
-    return {name: drawn(name, twelve) for name in plots.FIGURES}
+def figures(twelve, beam_frames, rule_frames):
+    """Every figure, drawn once: of the twelve arms, or of beams where they have no such axis."""
+    sources = (twelve, beam_frames, rule_frames)
+    return {name: next(filter(None, (drawn(name, source) for source in sources))) for name in plots.FIGURES}
 
 
 def unseen(figure):
@@ -96,7 +97,16 @@ def unseen(figure):
 
 @pytest.mark.parametrize("name", plots.FIGURES)
 def test_each_figure_draws_twelve_arms_and_no_text_runs_out_or_overlaps(figures, name):
-    figure = figures[name]
+    check_texts(figures[name])
+
+
+@pytest.mark.parametrize("name", ["batch_size", "width", "speedup"])
+def test_no_text_of_a_figure_with_published_numbers_runs_out_or_overlaps(beam_frames, name):
+    check_texts(drawn(name, beam_frames))
+
+
+def check_texts(figure):
+    """No text leaves the figure, and none lies on another."""
     with plots.themed("light"):
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
@@ -122,7 +132,9 @@ def test_each_figure_says_what_it_shows_on_what_and_from_which_rows(figures, nam
     assert name == "category" or any(panel.get_xlabel() for panel in figures[name].axes)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "category", "context_length", "gamma", "temperature", "draft_latency"])
+@pytest.mark.parametrize(
+    "name", ["batch_size", "category", "context_length", "gamma", "width", "length", "temperature", "draft_latency"]
+)
 def test_a_figure_over_an_axis_needs_two_values_of_it(twelve, figures, name):
     empty = dataclasses.replace(twelve, along=twelve.along.head(0))
     assert figures[name] is not None

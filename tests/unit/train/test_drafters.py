@@ -265,3 +265,42 @@ def test_a_drafter_that_learns_continuations_names_what_the_target_would_write(t
 
 def test_one_process_alone_needs_no_environment():
     assert Processes.started("cpu") == Processes.alone()
+
+
+def test_beliefs_are_the_targets_distributions_before_each_label():
+    """The loss of an untrained drafter, written out place by place from plain forwards of the target."""
+    examples = toy_language(3, 1)
+    task = task_of(redrafter, examples, replace(FAST, batch_size=3), with_beliefs=True)
+    student, target = task.module, task.module.target
+    texts = task._texts("train", [0, 1, 2], [0, 1, 2], task._counts([0, 1, 2]))
+    got = student(texts, target_learns=False)
+    expected, labels = np.zeros(DEPTH), np.zeros(DEPTH)
+    for text in examples.training:
+        ids = torch.from_numpy(text.tokens).long()[None]
+        with torch.no_grad():
+            hidden = target.module.model(ids).last_hidden_state[0]
+            beliefs = target.module.lm_head(hidden).softmax(-1)
+            for place in range(LENGTH - 2):
+                state = torch.zeros_like(hidden[0])
+                for depth in range(min(DEPTH, LENGTH - 2 - place)):
+                    state = student.drafter.advance(state, ids[0, place + 1 + depth])
+                    said = student.drafter.logits(hidden[place], state).log_softmax(-1)
+                    expected[depth] -= float((beliefs[place + 1 + depth] * said).sum())
+                    labels[depth] += 1
+    assert got.loss.item() == pytest.approx(float((expected / labels).sum()), rel=1e-5)
+
+
+def test_a_drafter_that_learns_beliefs_comes_near_the_targets_distribution(tmp_path):
+    """Nearer than one that learned as many tokens of text that the target had drawn: a distribution says more."""
+    schedule = replace(FAST, batch_size=16, micro_batch=16)
+    taught = task_of(redrafter, toy_language(64, 16), schedule, with_beliefs=True)
+    plain = task_of(redrafter, toy_language(64, 16), schedule)
+    divergences = []
+    for task in (taught, plain):
+        trained(task, schedule, tmp_path / str(len(divergences)))
+        task._with_beliefs = True
+        texts = task._texts(
+            "held-out", list(range(16)), list(range(16)), task._counts(list(range(16)), task._examples.held_out)
+        )
+        divergences.append(float(task.module(texts, target_learns=False).loss))
+    assert divergences[0] < divergences[1] - 0.3
