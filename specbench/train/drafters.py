@@ -139,21 +139,27 @@ class Student(nn.Module):
 
     def forward(self, texts: Texts, *, target_learns: bool) -> Losses:
         """The drafter's loss; where the target learns as well, its own with the drafter's share beside it."""
-        which = self.drafter.hidden
+        hidden = self._learning_states(texts) if target_learns else self._states(texts)
+        found: Losses = self.drafter(texts.places(self.drafter.hidden, hidden))
         if not target_learns:
-            return Losses(*self.drafter(texts.places(which, self._states(texts))))
-        with tapped(self.target.module, (which,), (texts.lengths - 1)[:, None]) as states:
-            self.target.module(input_ids=texts.tokens, use_cache=False)
-        found: Losses = self.drafter(texts.places(which, states[which]))
-        features, batch = texts.next_tokens(states[which])
+            return found
+        features, batch = texts.next_tokens(hidden)
         head = self.target.head
         own = losses_by_depth([features], lambda state, _: head(state), batch, [1.0], head)
         return found._replace(loss=own.loss + _HEADS_SHARE * found.loss)
 
     def _states(self, texts: Texts) -> Tensor:
-        self.target.allocate(*texts.tokens.shape)
-        which = self.drafter.hidden
+        """The target's hidden states, (B, T, H), which nothing flows back through."""
+        which, (batch, longest) = self.drafter.hidden, texts.tokens.shape
+        self.target.allocate(batch, longest + 1)
         return self.target.prefill(texts.tokens, texts.lengths, (which,), all_positions=True).hidden[which]
+
+    def _learning_states(self, texts: Texts) -> Tensor:
+        """The same with gradients; the head sees the last token alone, as its logits are made elsewhere, in parts."""
+        which = self.drafter.hidden
+        with tapped(self.target.module, (which,), (texts.lengths - 1)[:, None]) as states:
+            self.target.module(input_ids=texts.tokens, use_cache=False)
+        return states[which]
 
 
 class DrafterTask:
