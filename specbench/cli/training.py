@@ -40,9 +40,10 @@ Name = Annotated[
     str, typer.Argument(help="A recipe of the embedded family, or a name of your own.", show_default=False)
 ]
 Data = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
-        help="Text files, folders of them, or .jsonl with a text. Repeatable.", show_default="Python's library"
+        help="Text files, folders of them, rows with a text, or a hub data set. Repeatable.",
+        show_default="Python's library",
     ),
 ]
 ShapeText = Annotated[
@@ -287,10 +288,10 @@ def _recipe(
     return replace(recipe, schedule=schedule)
 
 
-def _corpus(data: list[Path] | None) -> "Corpus":
-    from specbench.train.data import standard_library, text_files
+def _corpus(data: list[str] | None) -> "Corpus":
+    from specbench.train.data import standard_library, texts_of
 
-    return text_files(data) if data else standard_library()
+    return texts_of(data) if data else standard_library()
 
 
 def _workshop(out: Path | None, work: Path, device: str, dtype: str) -> "Workshop":

@@ -1,10 +1,7 @@
 """Training text: where it comes from, as one long row of token ids, and the batches cut from it."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +11,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specbench.errors import TrainingError
 from specbench.models.corpus import held_out_modules, library_root, training_modules
+from specbench.train.conversations import Conversation, Document, read_documents
 
 END_OF_TEXT = "<|endoftext|>"
-HELD_OUT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -44,49 +41,22 @@ def standard_library() -> Corpus:
     )
 
 
-def text_files(paths: Sequence[Path]) -> Corpus:
-    """Text files, folders of them, and ``.jsonl`` files whose lines have a ``text``.
-
-    Documents stand in the order of their hashes, so that neither a file's name nor its place decides what is held
-    out: the last of them, a twentieth of all characters.
+def texts_of(data: Sequence[str]) -> Corpus:
+    """The texts of some sources: files, folders, rows with a ``text``, hub data sets; see ``read_documents``.
 
     Raises:
-        TrainingError: There is no such file, a line has no ``text``, or there are fewer than two documents.
+        TrainingError: There are conversations among them, or too few texts.
+        SpecbenchError: As ``read_documents``.
     """
-    documents = [text for path in paths for file in _files(path) for text in _texts(file) if text.strip()]
-    if len(documents) < 2:
-        names = ", ".join(map(str, paths))
-        raise TrainingError(f"{names}: {len(documents)} documents; one to learn from and one to hold out are the least")
-    documents.sort(key=lambda text: hashlib.sha256(text.encode()).digest())
-    wanted = HELD_OUT_SHARE * sum(map(len, documents))
-    held_out = [documents.pop()]
-    while sum(map(len, held_out)) < wanted and len(documents) > 1:
-        held_out.append(documents.pop())
-    return Corpus(", ".join(path.name for path in paths), documents, held_out)
+    documents = read_documents(data)
+    training, held_out = ([*map(_text_of, part)] for part in (documents.training, documents.held_out))
+    return Corpus(documents.what, training, held_out)
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    if not path.is_file():
-        raise TrainingError(f"{path}: no such file or folder")
-    return [path]
-
-
-def _texts(file: Path) -> list[str]:
-    try:
-        text = file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{file}: not a text in UTF-8") from error
-    if file.suffix != ".jsonl":
-        return [text]
-    texts = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            texts.append(str(json.loads(line)["text"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"{file}:{number}: not an object with a text") from error
-    return texts
+def _text_of(document: Document) -> str:
+    if isinstance(document, Conversation):
+        raise TrainingError("--data: a language model learns from texts here, and there are conversations among them")
+    return document.text
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:

@@ -302,5 +302,5 @@ def test_a_drafter_that_learns_beliefs_comes_near_the_targets_distribution(tmp_p
         texts = task._texts(
             "held-out", list(range(16)), list(range(16)), task._counts(list(range(16)), task._examples.held_out)
         )
-        divergences.append(float(task.module(texts, target_learns=False).loss))
+        divergences.append(task.module(texts, target_learns=False).loss.item())
     assert divergences[0] < divergences[1] - 0.3
