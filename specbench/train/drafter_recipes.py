@@ -23,7 +23,7 @@ from specbench.train.causal_lm import Workshop, beliefs_folder
 from specbench.train.continuations import Continuations
 from specbench.train.conversations import read_documents
 from specbench.train.data import Windows, encode, standard_library
-from specbench.train.drafters import DrafterSchedule, DrafterTask, Student, optimizers_of
+from specbench.train.drafters import DrafterSchedule, DrafterTask, Student, adamw
 from specbench.train.examples import Example, Examples, encode_documents, load_examples
 from specbench.train.files import write_json
 from specbench.train.framing import framing_for
@@ -152,7 +152,7 @@ def train_drafter(
     )
     points = train(
         task,
-        optimizers_of(student, recipe.schedule, task.steps),
+        adamw(student, recipe.schedule, task.steps),
         task.steps,
         shop.work / recipe.name,
         clip=recipe.schedule.clip,

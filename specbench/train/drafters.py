@@ -15,7 +15,6 @@ from specbench.decode.method import Hidden
 from specbench.decode.target import CachedModel, tapped
 from specbench.train.continuations import Continuations
 from specbench.train.examples import Example, Examples
-from specbench.train.language import muon
 from specbench.train.loop import HeldOut, Optimizers
 from specbench.train.processes import Processes
 
@@ -35,7 +34,6 @@ class DrafterSchedule:
         batch_size: Texts of an optimizer step, over all processes.
         micro_batch: Texts of a forward.
         lr: Peak rate of AdamW.
-        matrix_lr: Peak rate of Muon for the matrices inside a drafter, which then learn by that; None for AdamW alone.
         warmup_share: Share of the steps in which the rate rises; then it falls as a cosine to nothing.
         weight_decay: AdamW's.
         clip: Largest norm of the gradients.
@@ -48,7 +46,6 @@ class DrafterSchedule:
     batch_size: int = 128
     micro_batch: int = 4
     lr: float = 1e-3
-    matrix_lr: float | None = None
     warmup_share: float = 0.1
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -289,21 +286,12 @@ def _windows(values: Tensor, length: int) -> Tensor:
     return nn.functional.pad(values[:, 1:], (0, length)).unfold(1, length, 1)
 
 
-def optimizers_of(student: Student, schedule: DrafterSchedule, steps: int) -> Optimizers:
-    """AdamW under one cosine, and Muon for the drafter's inner matrices where the schedule has a rate for it.
-
-    A target that learns as well does so at a quarter of the drafter's rate.
-    """
-    rows = student.target.output_matrix.shape[0]
-    drafter = [*student.drafter.parameters()]
-    inner = [weight for weight in drafter if schedule.matrix_lr and weight.ndim == 2 and weight.shape[0] != rows]
-    others = [weight for weight in drafter if not any(weight is matrix for matrix in inner)]
-    groups = [(others, schedule.lr)]
+def adamw(student: Student, schedule: DrafterSchedule, steps: int) -> Optimizers:
+    """AdamW under one cosine; a target that learns as well does so at a quarter of the drafter's rate."""
+    groups = [([*student.drafter.parameters()], schedule.lr)]
     if schedule.joint:
         groups.append(([*student.model.parameters()], schedule.lr * _TARGET_RATE))
-    parts: list[tuple[torch.optim.Optimizer, float]] = [
-        (torch.optim.AdamW(weights, lr=peak, weight_decay=schedule.weight_decay), peak) for weights, peak in groups
-    ]
-    if inner and schedule.matrix_lr:
-        parts.append((muon(inner, schedule.matrix_lr, schedule.weight_decay), schedule.matrix_lr))
-    return Optimizers(parts, lambda step: schedule.factor(step, steps))
+    return Optimizers(
+        [(torch.optim.AdamW(weights, lr=peak, weight_decay=schedule.weight_decay), peak) for weights, peak in groups],
+        lambda step: schedule.factor(step, steps),
+    )

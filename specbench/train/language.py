@@ -84,30 +84,22 @@ class LanguageTask:
         return HeldOut(loss / tokens, hits / tokens, {})
 
 
-def muon(matrices: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Muon for the matrices inside a model.
+def muon_and_adamw(model: nn.Module, schedule: Schedule) -> Optimizers:
+    """Muon for the matrices inside the layers, AdamW for everything else, under one schedule.
 
     Raises:
-        TrainingError: This torch has none.
+        TrainingError: This torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise TrainingError(f"training needs torch 2.9 or newer (torch.optim.Muon), this is {torch.__version__}")
-    return torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=weight_decay)
-
-
-def muon_and_adamw(model: nn.Module, schedule: Schedule) -> Optimizers:
-    """Muon for the matrices inside the layers, AdamW for everything else, under one schedule."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if inner else others).append(parameter)
+    muon = torch.optim.Muon(matrices, lr=schedule.matrix_lr, momentum=0.95, weight_decay=schedule.weight_decay)
     adamw = torch.optim.AdamW(others, lr=schedule.vector_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    parts = [
-        (muon(matrices, schedule.matrix_lr, schedule.weight_decay), schedule.matrix_lr),
-        (adamw, schedule.vector_lr),
-    ]
-    return Optimizers(parts, schedule.factor)
+    return Optimizers([(muon, schedule.matrix_lr), (adamw, schedule.vector_lr)], schedule.factor)
 
 
 def train_language_model(

@@ -6,6 +6,7 @@ import pytest
 from specbench.analysis.memo import of_frame
 from specbench.analysis.speedup import (
     batch_ratios,
+    efficiency_ratio,
     fastest_path,
     full_batch_speedup,
     request_speedup,
@@ -144,6 +145,17 @@ def test_a_full_batch_counts_until_its_first_row_ends(arm):
     assert speedup(slow, fast).ratio == pytest.approx(1.0)
     # 10 + 5 tokens in 5 s against 20 in 10 s.
     assert full_batch_speedup(slow, fast).ratio == pytest.approx(1.5)
+
+
+def test_the_ratio_of_tokens_per_step_counts_steps_and_no_time(arm):
+    exact = arm([4.0] * 4, steps=[10, 10, 10, 10, 5, 5, 5, 5])
+    lossy = arm([1.0, 2.0, 3.0, 9.0], steps=[5] * 8)
+    found = efficiency_ratio(exact, lossy)
+    # 80 tokens in 60 steps against 80 tokens in 40.
+    assert found.ratio == pytest.approx(1.5)
+    assert found.units == 4
+    assert found.interval.low < 1.5 < found.interval.high
+    assert efficiency_ratio(exact, exact.assign(decode_s=1.0)).ratio == pytest.approx(1.0)
 
 
 def test_groups_of_prompts_have_their_own_speed_up_and_units(arm):

@@ -52,6 +52,33 @@ def test_the_total_of_table_3_peaks_at_batch_80_and_two_beams_as_the_paper_says(
     assert (best["batch_size"], best["width"], round(best["tokens_per_s"] * best["batch_size"])) == (80, 2, 1636)
 
 
+# What all requests of a batch get together, in whole tokens per second: batch size -> by beam width.
+TOTALS = {
+    2: (117, 140, 152, 173, 199, 215, 223),
+    4: (230, 270, 299, 328, 389, 396, 341),
+    8: (425, 484, 556, 649, 668, 587, 433),
+    10: (536, 588, 663, 715, 736, 653, 442),
+    20: (903, 981, 1147, 1077, 975, 713, 466),
+    40: (1308, 1343, 1467, 1373, 1057, 766, 484),
+    80: (1515, 1636, 1572),
+}
+
+
+def test_every_rate_of_table_3_comes_to_the_total_of_its_batch():
+    found = published.frame(("redrafter-table-3",)).dropna(subset=["tokens_per_s"])
+    for batch_size, totals in TOTALS.items():
+        own = found[found["batch_size"] == batch_size].sort_values("width")
+        assert (own["tokens_per_s"] * batch_size).tolist() == pytest.approx(totals, abs=0.5 + 0.005 * batch_size)
+
+
+def test_distillation_gains_at_every_width_of_table_4_in_speed_and_tokens():
+    found = published.frame(("redrafter-table-4",))
+    for column, gains in (("speedup", (0.04, 0.12)), ("tokens_per_step", (0.06, 0.11))):
+        table = found.pivot_table(index="width", columns="distilled", values=column)
+        gain = table[True] / table[False] - 1
+        assert gain.between(*gains).all()
+
+
 def test_what_ran_out_of_memory_has_no_number():
     found = published.frame()
     out = found[found["status"] == "oom"]

@@ -19,7 +19,7 @@ from specbench.decode.method import POST_NORM
 from specbench.decode.target import CachedModel
 from specbench.testing import models
 from specbench.train.continuations import Continuations, greedy_continuations
-from specbench.train.drafters import DrafterSchedule, DrafterTask, Student, optimizers_of
+from specbench.train.drafters import DrafterSchedule, DrafterTask, Student, adamw
 from specbench.train.examples import Example, Examples
 from specbench.train.loop import METRICS, train
 from specbench.train.processes import Processes
@@ -64,7 +64,7 @@ def task_of(make, examples: Examples, schedule: DrafterSchedule = FAST, **how) -
 
 
 def trained(task: DrafterTask, schedule: DrafterSchedule, folder: Path, **how):
-    return train(task, optimizers_of(task.module, schedule, task.steps), task.steps, folder, eval_every=10, **how)
+    return train(task, adamw(task.module, schedule, task.steps), task.steps, folder, eval_every=10, **how)
 
 
 def weights(task: DrafterTask) -> dict[str, torch.Tensor]:
@@ -87,7 +87,7 @@ def entropy(chain: np.ndarray) -> float:
 )
 def test_drafters_reach_the_entropy_of_a_toy_language(make, optimum, tmp_path):
     task = task_of(make, toy_language(held_out=400))
-    points = train(task, optimizers_of(task.module, FAST, task.steps), task.steps, tmp_path)
+    points = train(task, adamw(task.module, FAST, task.steps), task.steps, tmp_path)
     reached = [points[-1].details[f"held_out_loss_{depth}"] for depth in range(1, DEPTH + 1)]
     assert points[0].loss > max(optimum) + 0.2
     # 8,800 held-out labels: the mean of their losses is known to about .01 nats.
@@ -214,7 +214,7 @@ def test_a_joint_training_changes_the_target_after_its_warm_up_only():
         "toy", Student(medusa(target), target, joint=True), toy_language(64, 4), schedule, dtype=torch.float32
     )
     before = {name: weight.clone() for name, weight in target.module.state_dict().items()}
-    optimizers = optimizers_of(task.module, schedule, task.steps)
+    optimizers = adamw(task.module, schedule, task.steps)
     for step in range(task.steps):
         task.backward(step)
         optimizers.step(step)
