@@ -3,7 +3,7 @@
 METHODS: dict[str, str] = {
     "autoregressive": f"{__name__}.autoregressive:Autoregressive",
     "draft_model": f"{__name__}.draft_model:DraftModel",
+    "prompt_lookup": f"{__name__}.prompt_lookup:PromptLookup",
     "medusa": f"{__name__}.medusa:Medusa",
     "redrafter": f"{__name__}.redrafter:ReDrafter",
-    "prompt_lookup": f"{__name__}.prompt_lookup:PromptLookup",
 }

@@ -79,7 +79,8 @@ def test_check_takes_overrides(file):
         (
             "name: x\ntargets: [pico]\nprompts: {source: stdlib}\nmethods: [prompt_lokup]\n",
             "error: e.yaml:4: methods.0: unknown method 'prompt_lokup'. Did you mean 'prompt_lookup'? "
-            "Known: autoregressive, draft_model, prompt_lookup, transformers-generate, transformers-assisted, "
+            "Known: autoregressive, draft_model, prompt_lookup, medusa, redrafter, transformers-generate, "
+            "transformers-assisted, "
             "transformers-prompt-lookup.",
         ),
         (

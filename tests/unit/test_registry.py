@@ -13,7 +13,7 @@ from specbench import registry
 from specbench.decode.method import Method
 from specbench.errors import ConfigError, ContractError, UnknownNameError, UnsupportedError
 
-BUILT_IN = ["autoregressive", "draft_model", "prompt_lookup"]
+BUILT_IN = ["autoregressive", "draft_model", "prompt_lookup", "medusa", "redrafter"]
 
 
 class Options(BaseModel):
