@@ -88,7 +88,7 @@ _NARROW = {"shared_output": True, "exit_dim": 384}
 FAMILY: dict[str, DrafterRecipe] = {
     recipe.name: recipe
     for recipe in (
-        replace(_PICO, name="pico-medusa", method="medusa", **_OWN),
+        replace(_PICO, name="pico-medusa", method="medusa", schedule=replace(_PICO.schedule, epochs=2), **_OWN),
         replace(_PICO, name="pico-redrafter", method="redrafter", settings=_NARROW, **_OWN),
         replace(_PICO, name="pico-redrafter-bag", method="redrafter", settings={**_NARROW, "rnn": False}, **_OWN),
         replace(_PICO, name="pico-redrafter-plain", method="redrafter", settings=_NARROW, most_texts=2560),

@@ -250,7 +250,7 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
     ("name", "counts"),
     [
         ("baselines", "3 cells, 21 trials"),
-        ("quickstart", "2 cells, 10 trials"),
+        ("quickstart", "2 cells, 14 trials"),
         ("draft_depth", "1 cell, 10 trials"),
         ("family", "2 cells, 36 trials"),
         ("redrafter_beams", "1 cell, 27 trials"),
