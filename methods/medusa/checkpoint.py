@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from specbench.decode.drafter import write_checkpoint
 from specbench.errors import ConfigError
 
 WEIGHTS = "medusa_lm_head.safetensors"
@@ -95,16 +95,13 @@ _PARTS = ("weight", "bias")
 
 def write(folder: Path, weights: Mapping[str, Tensor], target_name: str, **settings: object) -> None:
     """Write heads in Medusa's own layout; ``settings`` are ``heads``, ``layers`` and what else the config shall say."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    save_file(kept, folder / WEIGHTS)
     config = {
         "base_model_name_or_path": target_name,
         "medusa_num_heads": settings.pop("heads"),
         "medusa_num_layers": settings.pop("layers"),
         **settings,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_checkpoint(folder, WEIGHTS, weights, config)
 
 
 def _place(name: str) -> tuple[int, int, str] | None:

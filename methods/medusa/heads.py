@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from methods.medusa import checkpoint
-from specbench.decode.drafter import Drafter, Losses, TrainingBatch, losses_by_depth
+from specbench.decode.drafter import Drafter, Losses, ResidualBlock, TrainingBatch, losses_by_depth
 from specbench.decode.method import POST_NORM
 from specbench.decode.target import CachedModel
 from specbench.errors import ConfigError
@@ -33,20 +33,6 @@ class HeadSettings(BaseModel):
     shared_output: bool = Field(
         default=False, description="use the target's output matrix in place of one for every head"
     )
-
-
-class ResidualBlock(nn.Module):
-    """x + silu(W x + b); an untrained block hands x on as it is, so that a head begins as the target's own."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size, size)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., size) -> (..., size)."""
-        return x + nn.functional.silu(self.linear(x))
 
 
 class MedusaHeads(Drafter):

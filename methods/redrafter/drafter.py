@@ -16,10 +16,17 @@ from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from specbench.decode.drafter import Drafter, Losses, TrainingBatch, losses_by_depth
+from specbench.decode.drafter import (
+    Drafter,
+    Losses,
+    ResidualBlock,
+    TrainingBatch,
+    losses_by_depth,
+    write_checkpoint,
+)
 from specbench.decode.method import POST_NORM
 from specbench.decode.target import CachedModel
 from specbench.errors import ConfigError
@@ -42,18 +49,6 @@ class RecurrentSettings(BaseModel):
     depth: int = Field(5, ge=1, le=16, description="tokens that a training place looks ahead")
 
 
-class Block(nn.Module):
-    """x + silu(W x + b)."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size, size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., size) -> (..., size)."""
-        return x + nn.functional.silu(self.linear(x))
-
-
 class RecurrentDrafter(Drafter):
     """Names of weights are those of Apple's checkpoints."""
 
@@ -66,7 +61,7 @@ class RecurrentDrafter(Drafter):
         self.exit_dim = settings.exit_dim or 2 * hidden_size
         if self.exit_dim != 2 * hidden_size:
             self.input_proj = nn.Linear(2 * hidden_size, self.exit_dim)
-        parts: list[nn.Module] = [Block(self.exit_dim) for _ in range(settings.layers)]
+        parts: list[nn.Module] = [ResidualBlock(self.exit_dim) for _ in range(settings.layers)]
         if not settings.shared_output:
             parts.append(nn.Linear(self.exit_dim, rows, bias=False))
         elif self.exit_dim != hidden_size:
@@ -93,10 +88,6 @@ class RecurrentDrafter(Drafter):
     @torch.no_grad()
     def _begin_as(self, output: Tensor) -> None:
         size = self.hidden_size
-        for block in self.modules():
-            if isinstance(block, Block):
-                nn.init.zeros_(block.linear.weight)
-                nn.init.zeros_(block.linear.bias)
         if self.exit_dim != 2 * size:
             nn.init.eye_(self.input_proj.weight)  # h as far as it fits, and nothing of s
             self.input_proj.weight[:, size:] = 0
@@ -154,10 +145,6 @@ class RecurrentDrafter(Drafter):
 
     def save(self, folder: Path, target_name: str) -> None:
         """Write Apple's files, with keys of our own where Apple's format has none."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}, folder / WEIGHTS
-        )
         config = {
             "model_type": _MODEL_TYPE,
             "vocab_size": self.rows,
@@ -170,7 +157,7 @@ class RecurrentDrafter(Drafter):
             "depth": self.depth,
             "rank_accuracy": self.rank_accuracy,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        write_checkpoint(folder, WEIGHTS, self.state_dict(), config)
 
     def forward(self, batch: TrainingBatch) -> Losses:
         """The sum of the cross-entropies of all depths, each counting the same (Apple's training code)."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from specbench.cli.common import method_options
 from specbench.errors import ConfigError, TrainingError, did_you_mean
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _drafter_recipe(
     recipe = drafter_recipe(method_name, name, target)
     changes = _changes(
         data=tuple(data) if data else None,
-        settings={**recipe.settings, **_parsed(settings)} if settings else None,
+        settings={**recipe.settings, **method_options(settings, "--set")} if settings else None,
         distil=tuple(distil) if distil else None,
         template=template,
         max_tokens=max_tokens,
@@ -226,18 +227,6 @@ def _drafter_recipe(
         schedule=replace(recipe.schedule, **schedule),
     )
     return replace(recipe, **changes)
-
-
-def _parsed(settings: list[str]) -> dict[str, Any]:
-    import yaml
-
-    found = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set: expected KEY=VALUE, got {setting!r}")
-        found[key] = yaml.safe_load(value)
-    return found
 
 
 def _train_drafter(recipe: "DrafterRecipe", out: Path | None, work: Path, device: str, dtype: str) -> None:

@@ -4,6 +4,7 @@ A training batch is a list of places in a text. At each place the drafter gets w
 hidden state and the root that the target adds, and shall name the tokens that follow.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -110,6 +112,27 @@ class Drafter(nn.Module, ABC):
     def target(self) -> "CachedModel":
         """The target that it is bound to."""
         return self._lender[0]
+
+
+class ResidualBlock(nn.Module):
+    """x + silu(W x + b); an untrained block hands x on as it is, so that a drafter begins as the target's own head."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        return x + F.silu(self.linear(x))
+
+
+def write_checkpoint(folder: Path, file: str, weights: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
+    """Write weights as safetensors under the name ``file``, and ``config.json`` beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / file)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def losses_by_depth(

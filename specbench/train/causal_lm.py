@@ -27,6 +27,7 @@ from specbench.train.recipes import CONTEXT, VOCAB_SIZE, Recipe, Schedule, Shape
 from specbench.train.teacher import Teacher
 
 WEIGHTS = "model.safetensors"
+LICENCE = "Apache-2.0 (weights); the text it learned from is under its own licence"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,15 @@ def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, rows: int, seed: int
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def versions() -> dict[str, str]:
+    """What a card says that it was trained with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def sha256_of(path: Path) -> str:
@@ -174,12 +184,8 @@ def _card(
             for point in points
             if point.held_out_loss is not None
         ],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         "weights_sha256": sha256_of(folder / WEIGHTS),
-        "licence": "Apache-2.0 (weights); the text it learned from is under its own licence",
+        "licence": LICENCE,
         "rebuild": f"specbench train {recipe.role} {recipe.name}",
     }

@@ -1,7 +1,6 @@
 """Recipes for a method's own weights, those of the embedded family among them, and the run that follows one."""
 
 import hashlib
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from pydantic import ValidationError
 
 from specbench import registry
@@ -19,7 +17,7 @@ from specbench.errors import ConfigError, TrainingError, did_you_mean
 from specbench.models.drafters import DrafterFiles, embedded_folder
 from specbench.models.loader import LoadedModel, Placement, load
 from specbench.models.source import locate
-from specbench.train.causal_lm import Workshop, beliefs_folder
+from specbench.train.causal_lm import LICENCE, Workshop, beliefs_folder, versions
 from specbench.train.continuations import Continuations
 from specbench.train.conversations import read_documents
 from specbench.train.data import Windows, encode, standard_library
@@ -34,6 +32,10 @@ from specbench.train.responses import own_responses
 from specbench.train.teacher import PROMPT_SHARE, Teacher
 
 Distillation = Literal["responses", "continuations", "beliefs"]
+_HELD_OUT_BATCHES = 4
+_WINDOWS = Schedule(())
+"""The windows of the family's own trainings, whose batches on disk serve here as well."""
+
 DISTILLATIONS: tuple[Distillation, ...] = ("responses", "continuations", "beliefs")
 
 
@@ -237,10 +239,6 @@ def own_windows(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> E
     return Examples(f"beginnings from {corpus.what}, gone on with by {target.source.name}", texts, measured, sha)
 
 
-_HELD_OUT_BATCHES = 4
-_WINDOWS = Schedule(())
-
-
 def _own(target: LoadedModel, ids: np.ndarray, batches: int, shop: Workshop) -> list[Example]:
     """Windows that the target has written on, of which only its own part is learned."""
     module = target.model.module
@@ -287,12 +285,8 @@ def _card(
         "tokens_seen": points[-1].tokens_seen,
         "held_out_loss": points[-1].held_out_loss,
         "held_out": points[-1].details,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         "weights_sha": DrafterFiles(recipe.name, folder).weights_sha,
-        "licence": "Apache-2.0 (weights); the text it learned from is under its own licence",
+        "licence": LICENCE,
         "rebuild": f"specbench train {recipe.method} {recipe.name}",
     }
