@@ -90,6 +90,16 @@ Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data.",
 DrafterBatch = Annotated[int | None, typer.Option(min=1, help="Texts of a step.", show_default="128")]
 MicroBatch = Annotated[int | None, typer.Option(min=1, help="Texts of a forward.", show_default="4")]
 Rate = Annotated[float | None, typer.Option(min=0, help="Peak learning rate.", show_default="0.001")]
+Places = Annotated[
+    float | None,
+    typer.Option(
+        "--places-share", min=0.001, max=1, help="Share of a text's places that a step learns from.", show_default="1"
+    ),
+]
+KeepStates = Annotated[
+    bool,
+    typer.Option("--keep-states", help="Keep the target's hidden states on disk: one forward, whatever the epochs."),
+]
 MaxTokens = Annotated[int | None, typer.Option(min=8, help="Longest text.", show_default="2048")]
 Most = Annotated[int | None, typer.Option("--most-texts", min=1, help="Texts at most.", show_default="all")]
 
@@ -166,6 +176,8 @@ def _weights(
     batch_size: DrafterBatch = None,
     micro_batch: MicroBatch = None,
     lr: Rate = None,
+    places_share: Places = None,
+    keep_states: KeepStates = False,
     max_tokens: MaxTokens = None,
     most: Most = None,
     joint: Annotated[bool, typer.Option("--joint", help="Train the target as well, as Medusa-2 does.")] = False,
@@ -174,9 +186,23 @@ def _weights(
     device: Device = "auto",
     dtype: Dtype = "bfloat16",
 ) -> None:
-    schedule = _changes(epochs=epochs, batch_size=batch_size, micro_batch=micro_batch, lr=lr, joint=joint or None)
-    method = str(context.info_name)
-    recipe = _drafter_recipe(method, name, target, data, settings, distil, template, max_tokens, most, schedule)
+    schedule = _changes(
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        lr=lr,
+        places_share=places_share,
+        joint=joint or None,
+    )
+    texts = _changes(
+        data=tuple(data) if data else None,
+        distil=tuple(distil) if distil else None,
+        template=template,
+        max_tokens=max_tokens,
+        most_texts=most,
+        keep_states=keep_states or None,
+    )
+    recipe = _drafter_recipe(str(context.info_name), name, target, settings, schedule, texts)
     _train_drafter(recipe, out, work, device, dtype)
 
 
@@ -203,30 +229,18 @@ def _drafter_recipe(
     method_name: str,
     name: str | None,
     target: str | None,
-    data: list[str] | None,
     settings: list[str] | None,
-    distil: list[str] | None,
-    template: str | None,
-    max_tokens: int | None,
-    most: int | None,
     schedule: dict[str, Any],
+    changes: dict[str, Any],
 ) -> "DrafterRecipe":
     """The family's recipe of that name, or the method's usual one for a target, with what is given in place of it."""
     from specbench.train.drafter_recipes import DISTILLATIONS, drafter_recipe
 
-    if unknown := [way for way in distil or () if way not in DISTILLATIONS]:
+    if unknown := [way for way in changes.get("distil", ()) if way not in DISTILLATIONS]:
         raise ConfigError(f"--distil: unknown way {unknown[0]!r}. {did_you_mean(unknown[0], DISTILLATIONS)}")
     recipe = drafter_recipe(method_name, name, target)
-    changes = _changes(
-        data=tuple(data) if data else None,
-        settings={**recipe.settings, **method_options(settings, "--set")} if settings else None,
-        distil=tuple(distil) if distil else None,
-        template=template,
-        max_tokens=max_tokens,
-        most_texts=most,
-        schedule=replace(recipe.schedule, **schedule),
-    )
-    return replace(recipe, **changes)
+    shape = {**recipe.settings, **method_options(settings, "--set")} if settings else recipe.settings
+    return replace(recipe, settings=shape, schedule=replace(recipe.schedule, **schedule), **changes)
 
 
 def _train_drafter(recipe: "DrafterRecipe", out: Path | None, work: Path, device: str, dtype: str) -> None:

@@ -4,17 +4,15 @@ Source: Cheng et al., arXiv 2403.09919, section 3.3: at every position of a text
 the drafter learns to name, instead of the text's.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specbench.decode.method import POST_NORM
 from specbench.decode.target import Branches, CachedModel, Nodes
-from specbench.train.files import replacing
+from specbench.train.files import kept_tensor
 
 _PLACES_AT_ONCE = 128
 
@@ -36,12 +34,10 @@ class Continuations:
     def of(self, name: str, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The continuation of every place of the texts ``name``, (B, T, length); see ``greedy_continuations``."""
         path = self.folder / f"{name}-{self.length}.safetensors"
-        if not path.exists():
-            found = greedy_continuations(self.target, tokens, lengths, self.length)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path, f".{os.getpid()}.tmp") as temporary:
-                save_file({"ids": found.int().cpu()}, temporary)
-        return load_file(path, device=str(tokens.device))["ids"].long()
+        found = kept_tensor(
+            path, lambda: greedy_continuations(self.target, tokens, lengths, self.length).int(), tokens.device
+        )
+        return found.long()
 
 
 @torch.no_grad()

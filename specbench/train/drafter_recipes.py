@@ -29,6 +29,7 @@ from specbench.train.loop import Point, train
 from specbench.train.processes import Processes
 from specbench.train.recipes import Schedule
 from specbench.train.responses import own_responses
+from specbench.train.states import KeptStates
 from specbench.train.teacher import PROMPT_SHARE, Teacher
 
 Distillation = Literal["responses", "continuations", "beliefs"]
@@ -57,6 +58,8 @@ class DrafterRecipe:
         most_texts: Texts at most, None for all.
         template: Chat template, where the tokenizer's own is not meant.
         temperature: At which the target writes its responses.
+        keep_states: Keep the target's hidden states on disk, where it does not learn: from the second pass on the text
+            costs no forward of the target.
         own_batches: How many batches of windows of the library the target goes on with, in place of ``data``; those
             that the family's drafts learn from as well. None where responses are written to the data.
     """
@@ -72,6 +75,7 @@ class DrafterRecipe:
     most_texts: int | None = None
     template: str | None = None
     temperature: float = 0.0
+    keep_states: bool = False
     own_batches: int | None = None
 
 
@@ -129,6 +133,8 @@ def train_drafter(
     """
     if {"continuations", "beliefs"} <= {*recipe.distil}:
         raise TrainingError("--distil: beliefs are about the text, and continuations leave it; give one of the two")
+    if recipe.keep_states and recipe.schedule.joint:
+        raise TrainingError("--keep-states: a target that learns has other states at every step; leave --joint out")
     processes = processes or Processes.alone()
     kind, settings = drafter_of(recipe.method, recipe.settings)
     target = load(locate(recipe.target, shop.out), _placement(recipe, shop))
@@ -138,16 +144,21 @@ def train_drafter(
     torch.manual_seed(recipe.schedule.seed)
     drafter = kind.new(settings, target.model).float().bind(target.model)
     student = Student(drafter, target.model, joint=recipe.schedule.joint)
-    continuations = None
+    subject = f"{target.weights_sha}-{examples.sha[:12]}"
+    continuations = states = None
     if "continuations" in recipe.distil:
-        kept = shop.work / "continuations" / f"{target.weights_sha}-{examples.sha[:12]}"
+        kept = shop.work / "continuations" / subject
         continuations = Continuations(target.model.sharing_weights(), kept, drafter.depth + 1)
+    if recipe.keep_states:
+        which = f"{drafter.hidden.kind}-{drafter.hidden.layer}"
+        states = KeptStates(target.model, drafter.hidden, shop.work / "states" / subject / which)
     task = DrafterTask(
         recipe.name,
         student,
         examples,
         recipe.schedule,
         continuations=continuations,
+        states=states,
         with_beliefs="beliefs" in recipe.distil,
         dtype=shop.dtype,
         processes=processes,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from specbench.train.continuations import Continuations
 from specbench.train.examples import Example, Examples
 from specbench.train.loop import HeldOut, Optimizers
 from specbench.train.processes import Processes
+from specbench.train.states import KeptStates, hidden_states
 
 _SHOWN_RANKS = (1, 5)
 _HEADS_SHARE = 0.2
@@ -34,6 +35,8 @@ class DrafterSchedule:
         batch_size: Texts of an optimizer step, over all processes.
         micro_batch: Texts of a forward.
         lr: Peak rate of AdamW.
+        places_share: Share of every text's places that a step learns from, drawn anew each time. Neighbours teach much
+            the same: of the same number of places, few in many texts teach more.
         warmup_share: Share of the steps in which the rate rises; then it falls as a cosine to nothing.
         weight_decay: AdamW's.
         clip: Largest norm of the gradients.
@@ -46,6 +49,7 @@ class DrafterSchedule:
     batch_size: int = 128
     micro_batch: int = 4
     lr: float = 1e-3
+    places_share: float = 1.0
     warmup_share: float = 0.1
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -78,6 +82,7 @@ class Texts:
         counts: Labels of every depth in the whole optimizer step, (n,).
         own_count: Labels of the target itself in the whole step.
         with_beliefs: Whether the target's distributions are learned in place of the labels.
+        states: The target's hidden states, (B, T, H), where they are known already.
     """
 
     tokens: Tensor
@@ -88,6 +93,7 @@ class Texts:
     counts: Tensor
     own_count: Tensor
     with_beliefs: bool = False
+    states: Tensor | None = None
 
     def places(self, which: Hidden, hidden: Tensor) -> TrainingBatch:
         """Those places that teach anything; one that teaches nothing where there are none, so that no mean is of none.
@@ -147,9 +153,9 @@ class Student(nn.Module):
 
     def _states(self, texts: Texts) -> Tensor:
         """The target's hidden states, (B, T, H), which nothing flows back through."""
-        which, (batch, longest) = self.drafter.hidden, texts.tokens.shape
-        self.target.allocate(batch, longest + 1)
-        return self.target.prefill(texts.tokens, texts.lengths, (which,), all_positions=True).hidden[which]
+        if texts.states is not None:
+            return texts.states
+        return hidden_states(self.target, self.drafter.hidden, texts.tokens, texts.lengths)
 
     def _learning_states(self, texts: Texts) -> Tensor:
         """The same with gradients; the head sees the last token alone, as its logits are made elsewhere, in parts."""
@@ -170,6 +176,7 @@ class DrafterTask:
         schedule: DrafterSchedule,
         *,
         continuations: Continuations | None = None,
+        states: KeptStates | None = None,
         with_beliefs: bool = False,
         dtype: torch.dtype = torch.bfloat16,
         processes: Processes | None = None,
@@ -179,7 +186,9 @@ class DrafterTask:
         self._student = student
         self.steps = schedule.steps(len(examples.training))
         self.tokens_per_step = schedule.batch_size * round(np.mean([len(text.tokens) for text in examples.training]))
-        self._examples, self._schedule, self._continuations = examples, schedule, continuations
+        self._schedule, self._continuations, self._kept_states = schedule, continuations, states
+        self._training = [_Lesson(f"train-{index:07d}", text) for index, text in enumerate(examples.training)]
+        self._held_out = [_Lesson(f"held-out-{index:07d}", text) for index, text in enumerate(examples.held_out)]
         self._with_beliefs = with_beliefs
         self._processes = processes or Processes.alone()
         self._wrapped = self._processes.wrap(student, find_unused=schedule.joint)
@@ -197,7 +206,7 @@ class DrafterTask:
         learns = self._target_learns(step)
         for index, part in enumerate(parts):
             with self._without_exchange(last=index + 1 == len(parts)), self._autocast:
-                losses = self._wrapped(self._texts("train", part, chosen, counts), target_learns=learns)
+                losses = self._wrapped(self._texts(part or [chosen[0].silent()], counts), target_learns=learns)
                 # Averaged over the processes by their exchange, and each has divided by the labels of all.
                 (losses.loss * self._processes.world).backward()
             nats += losses.nats
@@ -215,16 +224,15 @@ class DrafterTask:
     @torch.no_grad()
     def evaluate(self) -> HeldOut:
         """Over the held-out texts: the mean loss of all depths, and how often each depth's guesses are right."""
-        student, held_out = self._student, self._examples.held_out
+        student, held_out = self._student, self._held_out
         student.eval()
-        everything = list(range(len(held_out)))
-        counts = self._counts(everything, held_out)
+        counts = self._counts(held_out)
         nats = torch.zeros(self._depth, device=self._device)
         hits: Tensor | float = 0.0
-        for first in everything[:: self._schedule.micro_batch]:
-            part = everything[first : first + self._schedule.micro_batch]
+        for first in range(0, len(held_out), self._schedule.micro_batch):
+            part = held_out[first : first + self._schedule.micro_batch]
             with self._autocast:
-                losses = student(self._texts("held-out", part, everything, counts), target_learns=False)
+                losses = student(self._texts(part, counts), target_learns=False)
             nats, hits = nats + losses.nats, hits + losses.hits
         student.train()
         shares = (torch.as_tensor(hits) / counts[0].to(self._device)[:, None]).tolist()
@@ -236,49 +244,81 @@ class DrafterTask:
             details |= {f"held_out_top{rank}_{depth}": row[rank - 1] for rank in _SHOWN_RANKS}
         return HeldOut(float(loss.mean()), shares[0][0], details)
 
-    def _chosen(self, step: int) -> list[int]:
-        texts, size = len(self._examples.training), self._schedule.batch_size
-        epoch, place = divmod(step, math.ceil(texts / size))
-        order = np.random.default_rng((self._schedule.seed, epoch)).permutation(texts)
-        return [int(index) for index in order[place * size : (place + 1) * size]]
+    def _chosen(self, step: int) -> "list[_Lesson]":
+        texts, size = self._training, self._schedule.batch_size
+        epoch, place = divmod(step, math.ceil(len(texts) / size))
+        order = np.random.default_rng((self._schedule.seed, epoch)).permutation(len(texts))
+        chosen = [texts[index] for index in order[place * size : (place + 1) * size]]
+        share = self._schedule.places_share
+        if share >= 1:
+            return chosen
+        generator = np.random.default_rng((self._schedule.seed, step, 1))
+        return [replace(lesson, places=generator.random(len(lesson.text.tokens)) < share) for lesson in chosen]
 
-    def _counts(self, chosen: Sequence[int], texts: Sequence[Example] | None = None) -> tuple[Tensor, Tensor]:
+    def _counts(self, lessons: "Sequence[_Lesson]") -> tuple[Tensor, Tensor]:
         """Labels of every depth in these texts, and labels of the target itself, at least one of each."""
-        masks = [(texts or self._examples.training)[index].learn for index in chosen]
-        own = sum(int(mask[1:].sum()) for mask in masks)
-        if self._continuations is not None:
-            by_depth = [own] * self._depth
-        else:
-            by_depth = [sum(int(mask[depth + 2 :].sum()) for mask in masks) for depth in range(self._depth)]
+        own = sum(int(lesson.text.learn[1:].sum()) for lesson in lessons)
+        by_depth = [sum(lesson.labels(self._reach(depth)) for lesson in lessons) for depth in range(self._depth)]
         return torch.tensor(by_depth).clamp_min(1).float(), torch.tensor(max(own, 1)).float()
 
-    def _texts(self, split: str, part: Sequence[int], chosen: Sequence[int], counts: tuple[Tensor, Tensor]) -> Texts:
-        """Texts by number; where a process has none left, one from which nothing is learned."""
-        source = self._examples.training if split == "train" else self._examples.held_out
-        given = [source[index] for index in part] or [source[chosen[0]]]
-        longest = max(len(text.tokens) for text in given)
-        tokens = np.zeros((len(given), longest), dtype=np.int64)
-        learn = np.zeros((len(given), longest), dtype=bool)
-        for row, text in enumerate(given):
-            tokens[row, : len(text.tokens)] = text.tokens
-            learn[row, : len(text.tokens)] = text.learn & bool(part)
-        ids = torch.from_numpy(tokens).to(self._device)
-        may = torch.from_numpy(learn).to(self._device)
-        lengths = torch.tensor([len(text.tokens) for text in given], device=self._device)
-        if self._continuations is None:
-            ahead, counted = _windows(ids, self._depth + 1), _windows(may, self._depth + 1)[:, :, 1:]
-        else:
-            names = [f"{split}-{index:07d}" for index in part] or [f"{split}-{chosen[0]:07d}"]
-            rows = [
-                self._continuations.of(name, row[None, :length], length[None])[0]
-                for name, row, length in zip(names, ids, lengths, strict=True)
-            ]
-            ahead = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            # A place teaches where the text goes on with an answer's token; what the target would go on with counts.
-            counted = _windows(may, 1).expand(-1, -1, self._depth)
-        labels = ahead[:, :, 1:].masked_fill(~counted, IGNORED)
+    def _reach(self, depth: int) -> int:
+        """Tokens between a place and the one whose being learned makes the label of a depth (from 0) count.
+
+        Where the labels are the target's continuations, a place teaches all of its own if an answer's token follows.
+        """
+        return 1 if self._continuations is not None else depth + 2
+
+    def _texts(self, lessons: "Sequence[_Lesson]", counts: tuple[Tensor, Tensor]) -> Texts:
+        longest = max(len(lesson.text.tokens) for lesson in lessons)
+        tokens = np.zeros((len(lessons), longest), dtype=np.int64)
+        learn, taught = np.zeros((2, *tokens.shape), dtype=bool)
+        for row, lesson in enumerate(lessons):
+            length = len(lesson.text.tokens)
+            tokens[row, :length], learn[row, :length] = lesson.text.tokens, lesson.text.learn
+            taught[row, :length] = lesson.places
+        ids, may, at = (torch.from_numpy(values).to(self._device) for values in (tokens, learn, taught))
+        lengths = torch.tensor([len(lesson.text.tokens) for lesson in lessons], device=self._device)
+        rows = [
+            (lesson.name, row[None, :length], length[None])
+            for lesson, row, length in zip(lessons, ids, lengths, strict=True)
+        ]
+        ahead, counted = _windows(ids, self._depth + 1), _windows(may, self._depth + 1)
+        counted = torch.stack([counted[..., self._reach(depth) - 1] for depth in range(self._depth)], dim=-1)
+        if self._continuations is not None:
+            ahead = _padded([self._continuations.of(*row) for row in rows])
+        labels = ahead[:, :, 1:].masked_fill(~(counted & at[..., None]), IGNORED)
+        states = _padded([self._kept_states.of(*row) for row in rows]) if self._kept_states else None
         by_depth, own = (count.to(self._device) for count in counts)
-        return Texts(ids, lengths, may, ahead, labels, by_depth, own, self._with_beliefs)
+        return Texts(ids, lengths, may, ahead, labels, by_depth, own, self._with_beliefs, states)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A text as a step takes it.
+
+    Attributes:
+        name: What is kept of it on disk has this name.
+        text: Its tokens, and which are learned.
+        places: The places that teach, (T,) of bool; all of them unless given.
+    """
+
+    name: str
+    text: Example
+    places: np.ndarray | bool = True
+
+    def labels(self, reach: int) -> int:
+        """How many places teach, where a place counts if the token so many further on is learned."""
+        places = np.broadcast_to(self.places, self.text.learn.shape)
+        return int((places[:-reach] & self.text.learn[reach:]).sum())
+
+    def silent(self) -> "_Lesson":
+        """The same, and nothing is learned from it."""
+        return replace(self, text=replace(self.text, learn=np.zeros_like(self.text.learn)))
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """Of every text one (1, T, ...) -> (B, longest T, ...)."""
+    return nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
 
 
 def _windows(values: Tensor, length: int) -> Tensor:

@@ -1,9 +1,14 @@
 """Files that a kill leaves as they were, or as they should be."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 
 @contextmanager
@@ -24,3 +29,12 @@ def write_json(path: Path, value: object) -> None:
     """Write a JSON file in one move, keys in the order given."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def kept_tensor(path: Path, make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """The tensor of a file, made and written where there is none yet; several trainings may do so at once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, f".{os.getpid()}.tmp") as temporary:
+            save_file({"values": make().cpu().contiguous()}, temporary)
+    return load_file(path, device=str(device))["values"]

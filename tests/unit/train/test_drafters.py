@@ -23,6 +23,7 @@ from specbench.train.drafters import DrafterSchedule, DrafterTask, Student, adam
 from specbench.train.examples import Example, Examples
 from specbench.train.loop import METRICS, train
 from specbench.train.processes import Processes
+from specbench.train.states import KeptStates
 
 VOCAB, LENGTH, DEPTH = 5, 24, 3
 # Every token is followed by the next one, mostly.
@@ -180,7 +181,8 @@ def test_only_what_may_be_learned_is_a_label():
     """Places and labels of one text, written out by hand."""
     text = Example(np.array([1, 2, 3, 4, 0], dtype=np.int32), np.array([False, False, False, True, True]))
     task = task_of(redrafter, Examples("one", [text], [text], "one"))
-    batch = task._texts("train", [0], [0], task._counts([0])).places(POST_NORM, torch.zeros(1, 5, 16))
+    lessons = task._chosen(0)
+    batch = task._texts(lessons, task._counts(lessons)).places(POST_NORM, torch.zeros(1, 5, 16))
     assert batch.tokens.tolist() == [[2, 3, 4, 0], [3, 4, 0, 0], [4, 0, 0, 0]]
     assert batch.labels.tolist() == [[IGNORED, 4, 0], [4, 0, IGNORED], [0, IGNORED, IGNORED]]
     assert batch.counts.tolist() == [2, 2, 1]
@@ -205,6 +207,55 @@ def test_the_logits_of_all_places_are_never_held_at_once(monkeypatch):
     assert max(seen) == 50
     monkeypatch.undo()
     assert value == pytest.approx(large.backward(0), abs=1e-5)
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["text", "continuations"])
+def test_a_step_that_learns_from_a_share_of_the_places_takes_the_mean_over_those(distilled, tmp_path):
+    """Each depth's loss, summed place by place over those drawn and divided by their number, is what is minimised."""
+    kept = Continuations(tiny_target(), tmp_path, DEPTH + 1) if distilled else None
+    task = task_of(medusa, toy_language(64, 4), replace(FAST, places_share=0.3, micro_batch=5), continuations=kept)
+    lessons = task._chosen(1)
+    texts = task._texts(lessons, task._counts(lessons))
+    batch = texts.places(POST_NORM, task.module._states(texts))
+    assert 0.2 < len(batch.tokens) / (32 * LENGTH) < 0.4
+    assert batch.counts.tolist() == (batch.labels != IGNORED).sum(0).tolist()
+    heads = task.module.drafter
+    means = [
+        torch.nn.functional.cross_entropy(
+            heads.output(state, depth), batch.labels[:, depth], ignore_index=IGNORED
+        ).item()
+        for depth, state in enumerate(heads.features(batch.hidden[POST_NORM], DEPTH))
+    ]
+    assert task.backward(1) == pytest.approx(np.mean(means), rel=1e-5)
+
+
+def test_another_step_learns_from_other_places_and_the_same_step_from_the_same():
+    schedule = replace(FAST, places_share=0.5, batch_size=320)
+    task, again = task_of(medusa, toy_language(), schedule), task_of(medusa, toy_language(), schedule)
+
+    def places(of, step):
+        return {lesson.name: lesson.places.tolist() for lesson in of._chosen(step)}
+
+    assert places(task, 2) == places(again, 2)
+    assert sum(places(task, 2)[name] == places(task, 3)[name] for name in places(task, 2)) < 5
+
+
+def test_kept_states_teach_what_a_forward_does_and_are_made_once(tmp_path, monkeypatch):
+    import specbench.train.states as module
+
+    asked = []
+    real = module.hidden_states
+    monkeypatch.setattr(module, "hidden_states", lambda *given: asked.append(1) or real(*given))
+    schedule = replace(FAST, epochs=2, batch_size=3)
+    ragged = toy_language(8, 2)
+    ragged.training[3] = Example(ragged.training[3].tokens[:9], ragged.training[3].learn[:9])
+    kept, fresh = (
+        task_of(medusa, ragged, schedule, states=states)
+        for states in (KeptStates(tiny_target(), POST_NORM, tmp_path), None)
+    )
+    for step in range(fresh.steps):
+        assert kept.backward(step) == pytest.approx(fresh.backward(step), rel=1e-5)
+    assert len(asked) == 8
 
 
 def test_a_joint_training_changes_the_target_after_its_warm_up_only():
@@ -272,7 +323,8 @@ def test_beliefs_are_the_targets_distributions_before_each_label():
     examples = toy_language(3, 1)
     task = task_of(redrafter, examples, replace(FAST, batch_size=3), with_beliefs=True)
     student, target = task.module, task.module.target
-    texts = task._texts("train", [0, 1, 2], [0, 1, 2], task._counts([0, 1, 2]))
+    lessons = task._chosen(0)
+    texts = task._texts(lessons, task._counts(lessons))
     got = student(texts, target_learns=False)
     expected, labels = np.zeros(DEPTH), np.zeros(DEPTH)
     for text in examples.training:
@@ -299,8 +351,6 @@ def test_a_drafter_that_learns_beliefs_comes_near_the_targets_distribution(tmp_p
     for task in (taught, plain):
         trained(task, schedule, tmp_path / str(len(divergences)))
         task._with_beliefs = True
-        texts = task._texts(
-            "held-out", list(range(16)), list(range(16)), task._counts(list(range(16)), task._examples.held_out)
-        )
+        texts = task._texts(task._held_out, task._counts(task._held_out))
         divergences.append(task.module(texts, target_learns=False).loss.item())
     assert divergences[0] < divergences[1] - 0.3
