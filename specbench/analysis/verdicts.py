@@ -14,7 +14,7 @@ import pandas as pd
 
 from specbench.analysis.acceptance import block_efficiency
 
-Kind = Literal["ids", "distribution", "none"]
+Kind = Literal["ids", "distribution", "bias", "none"]
 
 REFERENCE = "autoregressive"
 
@@ -41,6 +41,7 @@ class PositionTest:
         freedom: Its degrees of freedom.
         p_value: How often the target itself would stray so far.
         detectable: Total variation that would be found here with 95 % power.
+        shift: Total variation that was found, less what chance alone makes.
     """
 
     position: int
@@ -49,6 +50,7 @@ class PositionTest:
     freedom: int
     p_value: float
     detectable: float
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,14 @@ class ArmCheck:
         cell: Target, prompts and decode setting in words.
         arm: The arm.
         target: The target as the user named it.
-        kind: ``ids`` where the same tokens are promised, ``distribution`` where only their chances are, ``none``
-            where nothing is.
+        kind: ``ids`` where the same tokens are promised, ``distribution`` where only their chances are, ``bias`` where
+            a lossy rule promises neither and is measured, ``none`` where there is nothing to measure.
         requests: Texts that should have been compared.
         equal: Texts with the reference's ids.
         near_tie: Texts that leave the reference at a near tie, and are the target's own choice ever after.
         wrong: Texts that are not the target's.
         divergences: Of near ties and wrong texts, the worst gap first.
-        positions: Of a check of the distribution.
+        positions: Of a check of the distribution, or of its bias.
         tokens_per_step: Block efficiency; 1 means that no draft was ever accepted, so that little was tested.
         faults: What kept the check from being whole, a sentence each.
         failure: Status and reason of a batch that did not run.

@@ -63,6 +63,7 @@ class _Pearson(NamedTuple):
     statistic: float
     freedom: int
     texts: int
+    shifted: float = 0.0
 
 
 def position_tests(target: CachedModel, samples: Sequence[Sample], decoding: Decoding) -> list[PositionTest]:
@@ -90,7 +91,9 @@ def position_tests(target: CachedModel, samples: Sequence[Sample], decoding: Dec
         statistic, freedom = sum(part.statistic for part in parts), sum(part.freedom for part in parts)
         p_value = 0.0 if place in impossible else float(stats.chi2.sf(statistic, freedom))
         texts = sum(part.texts for part in parts)
-        tests.append(PositionTest(place, texts, statistic, freedom, p_value, _detectable(freedom, texts, alarm)))
+        shift = max(0.0, sum(part.shifted for part in parts)) / max(1, texts)
+        detectable = _detectable(freedom, texts, alarm)
+        tests.append(PositionTest(place, texts, statistic, freedom, p_value, detectable, shift))
     return tests
 
 
@@ -173,7 +176,19 @@ def _pearson(choices: _Choices) -> _Pearson:
     variances, directions = np.linalg.eigh(covariance)
     varies = variances > 1e-9 * variances.max()  # a cell that all texts are certain of tells nothing
     parts = (directions.T @ excess)[varies]
-    return _Pearson(float((parts**2 / variances[varies]).sum()), int(varies.sum()), texts)
+    statistic = float((parts**2 / variances[varies]).sum())
+    return _Pearson(statistic, int(varies.sum()), texts, _shifted(excess, covariance))
+
+
+def _shifted(excess: Floats, covariance: Floats) -> float:
+    """Texts that fell into another cell than they should have, less those that chance alone would move.
+
+    The rarest tokens are a cell as well, whose excess is what all the others lack. Chance alone makes an excess of
+    ``sqrt(2 variance / pi)`` either way, the mean of a normal deviate's size.
+    """
+    moved = np.append(excess, excess.sum())
+    variances = np.append(np.diag(covariance), max(0.0, covariance.sum()))
+    return float(np.abs(moved).sum() - np.sqrt(2 * variances / np.pi).sum()) / 2
 
 
 def _cell_ends(by_rank: Floats) -> list[int]:

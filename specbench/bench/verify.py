@@ -175,15 +175,18 @@ class _Verifier:
         if live.failure is not None:
             yield ArmCheck(_words(cell), arm.name, _name(cell), "none", failure=_as_pair(live.failure))
             return
-        rule = live.rule
-        if rule.simulated or not rule.lossless:
-            why = "simulated acceptance" if rule.simulated else f"lossy: the rule {rule.name} may change a drafted text"
+        rule, drafts = live.rule, arm.method != AUTOREGRESSIVE
+        is_lossy = not lossless.claims(rule, drafts=drafts)
+        if rule.simulated or (is_lossy and cell.decoding.temperature == 0):
+            why = (
+                "simulated acceptance" if rule.simulated else f"lossy by the rule {rule.name}, but not at temperature 0"
+            )
             yield ArmCheck(_words(cell), arm.name, _name(cell), "none", note=f"{why}; there is nothing to verify")
-        elif lossless.applies(rule, cell.decoding.temperature):
+        elif lossless.applies(rule, cell.decoding.temperature, drafts=drafts):
             yield from self._same_ids(cell, arm, live, target)
         elif (done := f"{_setting(cell)} {arm.name}") not in self.references:
             self.references[done] = []  # another batch size draws from the same distribution
-            yield self._distribution(cell, arm, target)
+            yield self._distribution(cell, arm, target, lossy=rule.name if is_lossy else None)
 
     # --- where the same tokens are promised
 
@@ -229,7 +232,8 @@ class _Verifier:
 
     # --- where only the distribution is promised
 
-    def _distribution(self, cell: ReadyCell, arm: Arm, target: LoadedModel) -> ArmCheck:
+    def _distribution(self, cell: ReadyCell, arm: Arm, target: LoadedModel, *, lossy: str | None) -> ArmCheck:
+        """A test of the distribution; of a lossy rule, which is named, a measurement of its bias."""
         wide = _with_batch_size(cell, _SAMPLED_ROWS, max_new_tokens=_SAMPLED_TOKENS)
         live = self._live(arm, wide, target)
         if live.failure is not None:  # it may not run with so many rows
@@ -249,12 +253,14 @@ class _Verifier:
             )
         drawn = sum(len(sample.texts) for sample in samples)
         wrong = bool(tests) and is_wrong(tests)
+        check = replace(texts.check(_words(cell, batch=False), arm.name, _name(cell), drawn), positions=tuple(tests))
+        if lossy is not None:
+            return replace(check, kind="bias", note=f"lossy by the rule {lossy}")
         return replace(
-            texts.check(_words(cell, batch=False), arm.name, _name(cell), drawn),
+            check,
             kind="distribution",
             equal=drawn if tests and not wrong else 0,
             wrong=drawn if wrong else 0,
-            positions=tuple(tests),
         )
 
     def _sample(self, cell: ReadyCell, live: LiveArm, prompt: Prompt, count: int, texts: _Texts) -> Sample | Failure:

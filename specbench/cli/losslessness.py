@@ -46,7 +46,10 @@ def verify(
         list[float] | None, typer.Option(min=0, help="Repeatable.", show_default="0, the greedy text")
     ] = None,
     rule: Annotated[
-        str | None, typer.Option(help="auto, greedy, match or rejection; others promise nothing.", show_default="auto")
+        str | None,
+        typer.Option(
+            help="auto, greedy, match or rejection; of a lossy one the bias is measured.", show_default="auto"
+        ),
     ] = None,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="1 and 4")] = None,
     prompts: Annotated[str | None, typer.Option(help="A prompt source or file.", show_default="stdlib")] = None,

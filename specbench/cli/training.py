@@ -69,7 +69,7 @@ DrafterName = Annotated[
 DrafterData = Annotated[
     list[str] | None,
     typer.Option(
-        help="sharegpt, alpaca, stdlib, a hub data set, a file of conversations, or text files. Repeatable.",
+        help="sharegpt, alpaca, stdlib, stdlib-tests, a hub data set, a file of conversations, texts. Repeatable.",
         show_default="the recipe's; sharegpt",
     ),
 ]

@@ -55,6 +55,8 @@ _SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "site-packages", "__pycache__", "ensurepip", "encodings", "pydoc_data", "idle_test"}
 )
 
+_LARGEST_TEST_BYTES = 300_000
+
 
 @dataclass(frozen=True)
 class Module:
@@ -77,6 +79,20 @@ def training_modules(root: Path | None = None) -> list[Module]:
         Module(path.as_posix(), (root / path).read_text("utf-8", errors="replace"))
         for path in paths
         if path.as_posix() not in HELD_OUT and not _SKIPPED_FOLDERS.intersection(path.parts)
+    ]
+
+
+def library_tests(root: Path | None = None) -> list[Module]:
+    """The library's own tests, in the order of their paths: code that no model of the family has learned.
+
+    Empty where a distribution leaves them out. Files of tables are none of them.
+    """
+    root = root or library_root()
+    paths = sorted(path.relative_to(root) for path in (root / "test").rglob("*.py"))
+    return [
+        Module(path.as_posix(), (root / path).read_text("utf-8", errors="replace"))
+        for path in paths
+        if (root / path).stat().st_size < _LARGEST_TEST_BYTES
     ]
 
 

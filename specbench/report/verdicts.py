@@ -50,6 +50,8 @@ def _style(check: ArmCheck) -> str:
         return "red"
     if check.kind == "none" or check.failure:
         return "dim"
+    if check.kind == "bias":
+        return "yellow"
     return "yellow" if check.near_tie else ""
 
 
@@ -72,6 +74,10 @@ def remark(check: ArmCheck) -> str:
 def _distribution(check: ArmCheck) -> str:
     worst = min(check.positions, key=lambda test: test.p_value)
     where = f"least p {worst.p_value:.2g} at token {worst.position + 1}"
+    if check.kind == "bias":
+        moved = ", ".join(f"{100 * test.shift:.1f}" for test in check.positions)
+        first, last = check.positions[0].position + 1, check.positions[-1].position + 1
+        return f"moves {moved} % of the probability at tokens {first} to {last} ({where})"
     if check.wrong:
         return f"WRONG: not the target's distribution ({where})"
     finest = min(test.detectable for test in check.positions)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.errors import ConfigError, TrainingError, UnknownNameError, did_you_mean
-from specbench.models.corpus import held_out_modules, library_root, training_modules
+from specbench.models.corpus import held_out_modules, library_root, library_tests, training_modules
 from specbench.models.rows import (
     HUB,
     MODELS,
@@ -113,9 +113,10 @@ def read_documents(
     lists the held-out modules.
 
     Args:
-        data: ``stdlib``; the name of a hub data set, like ``sharegpt`` or ``alpaca``; any other one as ``owner/name``,
-            ``owner/name:split`` or ``owner/name:subset:split``; a file of rows (``.json``, ``.jsonl``, ``.parquet``);
-            any other file, as a text; a folder of files.
+        data: ``stdlib``; ``stdlib-tests``, the library's own tests, which are no part of it; the name of a hub data
+            set, like ``sharegpt`` or ``alpaca``; any other one as ``owner/name``, ``owner/name:split`` or
+            ``owner/name:subset:split``; a file of rows (``.json``, ``.jsonl``, ``.parquet``); any other file, as a
+            text; a folder of files.
         held_out_share: Share of the documents that is held out, at least one.
         most: Documents to learn from; of those held out the share is kept. None keeps all.
 
@@ -206,8 +207,8 @@ class _Part:
 def _read(entry: str) -> _Part:
     path = Path(entry).expanduser()
     name, *rest = entry.split(":")
-    if entry == "stdlib":
-        return _standard_library()
+    if entry in _LIBRARY:
+        return _LIBRARY[entry]()
     if name in HUB:
         return _hub(name, HUB[name], rest)
     if path.exists():
@@ -216,7 +217,7 @@ def _read(entry: str) -> _Part:
     if is_path:
         raise ConfigError(f"{_BY} {entry}: no such file or folder")
     if "/" not in name:
-        raise UnknownNameError(f"{_BY}: unknown source {entry!r}. {did_you_mean(entry, ['stdlib', *HUB])}")
+        raise UnknownNameError(f"{_BY}: unknown source {entry!r}. {did_you_mean(entry, [*_LIBRARY, *HUB])}")
     return _hub(name, HubSource(name), rest)
 
 
@@ -224,6 +225,17 @@ def _standard_library() -> _Part:
     what = f"the standard library of {library_root().name} without its tests"
     training: list[Document] = [Text(module.text) for module in training_modules() if module.text.strip()]
     return _Part(what, training=training, held_out=[Text(module.text) for module in held_out_modules().modules])
+
+
+def _library_tests() -> _Part:
+    modules = library_tests()
+    if not modules:
+        raise ConfigError(f"{_BY} stdlib-tests: {library_root()} has no folder test; some systems package it apart")
+    what = f"the tests of the standard library of {library_root().name}"
+    return replace(_standard_library(), what=what, training=[Text(module.text) for module in modules if module.text])
+
+
+_LIBRARY = {"stdlib": _standard_library, "stdlib-tests": _library_tests}
 
 
 def _hub(name: str, source: HubSource, rest: Sequence[str]) -> _Part:

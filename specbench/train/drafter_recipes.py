@@ -34,6 +34,8 @@ from specbench.train.teacher import PROMPT_SHARE, Teacher
 
 Distillation = Literal["responses", "continuations", "beliefs"]
 _HELD_OUT_BATCHES = 4
+_EVAL_EVERY, _EVALUATIONS = 100, 30
+"""Steps between two measurements at least, and measurements of a whole training at most."""
 _WINDOWS = Schedule(())
 """The windows of the family's own trainings, whose batches on disk serve here as well."""
 
@@ -85,19 +87,22 @@ _PICO = DrafterRecipe(
     "pico",
     settings={"shared_output": True},
     data=("stdlib",),
-    schedule=DrafterSchedule(epochs=3, batch_size=16, micro_batch=8, lr=2e-3),
+    # Many small steps: at the same price they came lower than few large ones.
+    schedule=DrafterSchedule(epochs=20, batch_size=8, micro_batch=8, lr=4e-3, places_share=1 / 16),
     max_tokens=384,
+    keep_states=True,
 )
-_OWN: dict[str, Any] = {"distil": ("responses",), "own_batches": 256}
-_NARROW = {"shared_output": True, "exit_dim": 384}
+_OWN: dict[str, Any] = {"distil": ("responses", "beliefs"), "own_batches": 256}
 
 FAMILY: dict[str, DrafterRecipe] = {
     recipe.name: recipe
     for recipe in (
-        replace(_PICO, name="pico-medusa", method="medusa", schedule=replace(_PICO.schedule, epochs=2), **_OWN),
-        replace(_PICO, name="pico-redrafter", method="redrafter", settings=_NARROW, **_OWN),
-        replace(_PICO, name="pico-redrafter-bag", method="redrafter", settings={**_NARROW, "rnn": False}, **_OWN),
-        replace(_PICO, name="pico-redrafter-plain", method="redrafter", settings=_NARROW, most_texts=2560),
+        replace(_PICO, name="pico-medusa", method="medusa", schedule=replace(_PICO.schedule, epochs=40), **_OWN),
+        replace(_PICO, name="pico-redrafter", method="redrafter", **_OWN),
+        replace(
+            _PICO, name="pico-redrafter-bag", method="redrafter", settings={**_PICO.settings, "rnn": False}, **_OWN
+        ),
+        replace(_PICO, name="pico-redrafter-plain", method="redrafter", most_texts=2560),
     )
 }
 """The drafters of the embedded family: heads, and recurrent drafters that have learned from the target's text or not,
@@ -169,6 +174,7 @@ def train_drafter(
         task.steps,
         shop.work / recipe.name,
         clip=recipe.schedule.clip,
+        eval_every=max(_EVAL_EVERY, task.steps // _EVALUATIONS),
         report=lambda point: report(point, task.steps),
         processes=processes,
     )

@@ -134,3 +134,16 @@ def test_a_shift_of_the_detectable_size_is_found_as_often_as_is_said():
         test = _pearson(_Choices(np.tile(law, (texts, 1)), rank, law[rank]))
         found += stats.chi2.sf(test.statistic, test.freedom) < alarm
     assert found / 1_000 > POWER - 0.025
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.1, 0.25])
+def test_the_shift_that_is_told_is_the_total_variation_that_there_is(moved):
+    """A tenth, or a quarter, of the likeliest token's chance given to the two others; nothing where nothing is."""
+    law, rng = np.array([0.5, 0.3, 0.2]), np.random.default_rng(3)
+    biased = law + moved * np.array([-1, 0.5, 0.5])
+    told = []
+    for _ in range(200):
+        rank = rng.choice(3, p=biased, size=2_000)
+        told.append(_pearson(_Choices(np.tile(law, (2_000, 1)), rank, law[rank])).shifted / 2_000)
+    # Chance is taken off in full, though it hides within a large shift: .012 of 2,000 draws at most.
+    assert moved - 0.013 < np.mean(told) < moved + 0.001

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from specbench.errors import ConfigError, TrainingError, UnknownNameError, UnsupportedError
+from specbench.models import corpus
 from specbench.models.corpus import held_out_modules
+from specbench.train import conversations
 from specbench.train.conversations import (
     Conversation,
     Exchange,
@@ -198,6 +200,24 @@ def test_the_standard_library_keeps_its_own_list_of_held_out_modules(tmp_path):
     assert {document.text for document in found.held_out if isinstance(document, Text)} == modules
     assert not any(document.text in modules for document in found.training if isinstance(document, Text))
     assert any(isinstance(document, Conversation) for document in found.held_out)
+
+
+def test_the_librarys_tests_are_learned_from_and_its_held_out_modules_measured_on(tmp_path, monkeypatch):
+    folder = tmp_path / "test" / "test_email"
+    folder.mkdir(parents=True)
+    (folder / "test_a.py").write_text("assert 1\n")
+    (folder / "tables.py").write_text("0,\n" * 100_000)
+    monkeypatch.setattr(corpus, "library_root", lambda: tmp_path)
+    monkeypatch.setattr(conversations, "held_out_modules", lambda: corpus.HeldOut([corpus.Module("b.py", "b")], {}))
+    found = read_documents(["stdlib-tests"])
+    assert [document.text for document in found.training] == ["assert 1\n"]
+    assert [document.text for document in found.held_out] == ["b"]
+
+
+def test_a_python_without_tests_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "library_root", lambda: tmp_path)
+    with pytest.raises(ConfigError, match="no folder test; some systems package it apart"):
+        read_documents(["stdlib-tests"])
 
 
 HUB = {
