@@ -58,10 +58,11 @@ class Search:
         for _ in range(self.length - 1):
             state = drafter.advance(state, tokens[:, :, -1])
             logits = drafter.logits(context[:, None].expand_as(state), state)[..., : self.vocab_size]
-            logits = logits.float() / self.temperature if self.temperature != 1.0 else logits.float()
-            values, ids, norm = self._candidates(logits)
+            if self.temperature != 1.0:
+                logits = logits.float() / self.temperature
+            values, ids = self._candidates(logits)
             beams = tokens.shape[1]
-            total, flat = (total[:, :, None] + values - norm).flatten(1).topk(min(self.width, beams * values.shape[2]))
+            total, flat = (total[:, :, None] + values).flatten(1).topk(min(self.width, beams * values.shape[2]))
             parent = flat // values.shape[2]
             chosen = ids.flatten(1).gather(1, flat)
             if with_probs:
@@ -73,23 +74,22 @@ class Search:
             state = _take(state, parent)
         return Beams(tokens, scores, torch.cat(probs, dim=1) if probs else None, rows if probs else None)
 
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The tokens that each beam may go on with: logits and ids (B, W, C), and the log of the whole (B, W, 1).
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that each beam may go on with: log-probabilities (float32) and ids, (B, W, C) each.
 
         A beam contributes at most ``width`` tokens to the next round, so no more of each are looked at.
         """
         if self.top_k is None or self.top_k >= self.vocab_size:
-            values, ids = logits.topk(min(self.width, self.vocab_size), dim=-1)
-            return values, ids, logits.logsumexp(-1, keepdim=True)
+            values, ids = logits.log_softmax(-1, dtype=torch.float32).topk(min(self.width, self.vocab_size), dim=-1)
+            return values, ids
         values, ids = logits.topk(self.top_k, dim=-1)
-        norm = values.logsumexp(-1, keepdim=True)
-        return values[..., : self.width], ids[..., : self.width], norm
+        return values.log_softmax(-1, dtype=torch.float32)[..., : self.width], ids[..., : self.width]
 
     def _probs(self, logits: Tensor) -> Tensor:
         if self.top_k is not None and self.top_k < self.vocab_size:
             edge = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < edge, -torch.inf)
-        return logits.softmax(-1)
+        return logits.softmax(-1, dtype=torch.float32)
 
 
 def _take(values: Tensor, beams: Tensor) -> Tensor:

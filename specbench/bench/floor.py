@@ -6,6 +6,7 @@
 Both are timed in one process, turn by turn over the same prompts, so that the machine's mood falls on both alike. The
 floor is a plain ``transformers`` forward over its own growing cache, without tree, rule, slab or loop. To it come a
 draft model's forwards, plain as well; or, of a method with weights of its own, the matrix products of one draft alone.
+Target and draft alternate, as in a step: weights that fit into a cache would else be read from there, time and again.
 """
 
 import argparse
@@ -155,18 +156,20 @@ class _Subject:
         nodes = [count for row in trace.rows for count in row.drafted_nodes_per_step]
         return watch.timing.decode_s, trace.steps, float(np.mean(nodes))
 
+    @torch.inference_mode()
     def floor(self, requests: Requests, nodes: int, clock: Timeline) -> tuple[float, float]:
         """Seconds of the target's forward over the root and so many nodes, and of what one draft cannot do without."""
         setting = self._setting
         length = setting.prompt_tokens + setting.max_new_tokens // 2
+        parts: list[_Forwards | _Products] = [_Forwards(self._target.module, requests, length, [nodes + 1])]
+        # A draft model first reads two tokens, then one at a time.
+        parts += [_Forwards(draft.module, requests, length, [2, *[1] * (nodes - 1)]) for draft in self._drafts]
+        if self._products:
+            parts.append(_Products(self._products))
         # As often as the core takes steps, or nearly: both then see the same amount of the machine's mood.
         times = max(8, setting.max_new_tokens // 3)
-        target_s = _plain_forwards(self._target.module, requests, length, [nodes + 1], times, clock)
-        if not self._drafts:
-            return target_s, _plain_products(self._products, times, clock)
-        # A draft model first reads two tokens, then one at a time.
-        widths = [2, *[1] * (nodes - 1)]
-        return target_s, sum(_plain_forwards(m.module, requests, length, widths, times, clock) for m in self._drafts)
+        target_s, *drafts_s = _in_turn(parts, times, clock)
+        return target_s, sum(drafts_s)
 
     def _products_of_a_draft(self, requests: Requests, decoding: Decoding) -> list["_Product"]:
         """The matrix products of the last draft of a batch, in order."""
@@ -207,43 +210,51 @@ class _Product(NamedTuple):
     dtype: torch.dtype
 
 
-@torch.inference_mode()
-def _plain_products(products: Sequence[_Product], times: int, clock: Timeline) -> float:
-    """Mean seconds of some matrix products, one after the other."""
-    device = next(products[0].layer.parameters()).device
-    inputs = [torch.randn(part.shape, device=device).to(part.dtype) for part in products]
+class _Products:
+    """Some matrix products, one after the other."""
 
-    def multiply() -> None:
-        for part, given in zip(products, inputs, strict=True):
-            part.layer(given)
+    def __init__(self, products: Sequence[_Product]) -> None:
+        device = next(products[0].layer.parameters()).device
+        self._work = [(part.layer, torch.randn(part.shape, device=device).to(part.dtype)) for part in products]
 
-    with no_garbage_collection():
-        return sum(seconds_of(multiply, clock) for _ in range(times)) / times
+    def run(self) -> None:
+        for layer, given in self._work:
+            layer(given)
+
+    def reset(self) -> None:
+        """Nothing grows."""
 
 
-@torch.inference_mode()
-def _plain_forwards(
-    module: nn.Module, requests: Requests, length: int, widths: list[int], times: int, clock: Timeline
-) -> float:
-    """Mean seconds of a run of forwards of those widths, one after the other, on a cache of ``length`` tokens."""
-    device = next(module.parameters()).device
-    ids = torch.tensor(requests.prompts, device=device)
-    ids = ids.repeat(1, -(-(length + sum(widths)) // ids.shape[1]))
-    cache = DynamicCache()
-    module(input_ids=ids[:, :length], past_key_values=cache, use_cache=True, logits_to_keep=1)
+class _Forwards:
+    """Plain forwards of those widths, one after the other, on a cache of ``length`` tokens."""
 
-    def forwards() -> None:
-        at = length
-        for width in widths:
-            module(input_ids=ids[:, at : at + width], past_key_values=cache, use_cache=True)
+    def __init__(self, module: nn.Module, requests: Requests, length: int, widths: list[int]) -> None:
+        self._module, self._length, self._widths = module, length, widths
+        ids = torch.tensor(requests.prompts, device=next(module.parameters()).device)
+        self._ids = ids.repeat(1, -(-(length + sum(widths)) // ids.shape[1]))
+        self._cache = DynamicCache()
+        module(input_ids=self._ids[:, :length], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+
+    def run(self) -> None:
+        at = self._length
+        for width in self._widths:
+            self._module(input_ids=self._ids[:, at : at + width], past_key_values=self._cache, use_cache=True)
             at += width
 
-    spent = 0.0
+    def reset(self) -> None:
+        self._cache.crop(-sum(self._widths))
+
+
+@torch.inference_mode()
+def _in_turn(parts: Sequence[_Forwards | _Products], times: int, clock: Timeline) -> list[float]:
+    """Mean seconds of each part. They alternate as in a step, where each finds what the others left of the caches."""
+    spent = [0.0] * len(parts)
     with no_garbage_collection():
         for _ in range(times):
-            spent += seconds_of(forwards, clock)
-            cache.crop(-sum(widths))
-    return spent / times
+            for index, part in enumerate(parts):
+                spent[index] += seconds_of(part.run, clock)
+                part.reset()
+    return [seconds / times for seconds in spent]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

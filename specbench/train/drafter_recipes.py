@@ -14,6 +14,7 @@ from specbench import registry
 from specbench.config import brief
 from specbench.decode.drafter import Drafter
 from specbench.errors import ConfigError, TrainingError, did_you_mean
+from specbench.models.corpus import library_tests
 from specbench.models.drafters import DrafterFiles, embedded_folder
 from specbench.models.loader import LoadedModel, Placement, load
 from specbench.models.source import locate
@@ -62,8 +63,9 @@ class DrafterRecipe:
         temperature: At which the target writes its responses.
         keep_states: Keep the target's hidden states on disk, where it does not learn: from the second pass on the text
             costs no forward of the target.
-        own_batches: How many batches of windows of the library the target goes on with, in place of ``data``; those
-            that the family's drafts learn from as well. None where responses are written to the data.
+        own_batches: How many batches of windows the target goes on with, of the library and of its tests, in place of
+            ``data``; the former are those that the family's drafts learn from as well. None where responses are written
+            to the data.
     """
 
     name: str
@@ -78,7 +80,7 @@ class DrafterRecipe:
     template: str | None = None
     temperature: float = 0.0
     keep_states: bool = False
-    own_batches: int | None = None
+    own_batches: tuple[int, int] | None = None
 
 
 _PICO = DrafterRecipe(
@@ -92,12 +94,19 @@ _PICO = DrafterRecipe(
     max_tokens=384,
     keep_states=True,
 )
-_OWN: dict[str, Any] = {"distil": ("responses", "beliefs"), "own_batches": 256}
+_OWN: dict[str, Any] = {"distil": ("responses", "beliefs"), "own_batches": (256, 0)}
 
 FAMILY: dict[str, DrafterRecipe] = {
     recipe.name: recipe
     for recipe in (
-        replace(_PICO, name="pico-medusa", method="medusa", schedule=replace(_PICO.schedule, epochs=40), **_OWN),
+        replace(
+            _PICO,
+            name="pico-medusa",
+            method="medusa",
+            settings={**_PICO.settings, "layers": 2},
+            schedule=replace(_PICO.schedule, epochs=16, places_share=1 / 8),
+            **_OWN | {"own_batches": (256, 144)},
+        ),
         replace(_PICO, name="pico-redrafter", method="redrafter", **_OWN),
         replace(
             _PICO, name="pico-redrafter-bag", method="redrafter", settings={**_PICO.settings, "rnn": False}, **_OWN
@@ -245,15 +254,20 @@ def _own_answers(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> 
 
 
 def own_windows(recipe: DrafterRecipe, target: LoadedModel, shop: Workshop) -> Examples:
-    """Beginnings from a plain text that the target has gone on with; its part is what is learned.
+    """Beginnings from plain texts that the target has gone on with; its part is what is learned.
 
-    The batches are those that the family's drafts learn from (``Teacher.own_text``), so they are written once.
+    The batches from the library are those that the family's drafts learn from (``Teacher.own_text``), so they are
+    written once. The target knows the library by heart, where it is small; of the tests it has seen nothing.
     """
+    library, tests = recipe.own_batches or (0, 0)
     corpus = standard_library()
-    texts = _own(target, encode(target.tokenizer, corpus.training), recipe.own_batches or 0, shop)
+    texts = _own(target, encode(target.tokenizer, corpus.training), library, shop)
+    if tests:
+        texts += _own(target, encode(target.tokenizer, [module.text for module in library_tests()]), tests, shop)
     measured = _own(target, encode(target.tokenizer, corpus.held_out), _HELD_OUT_BATCHES, shop)
     sha = hashlib.sha256(b"".join(text.tokens.tobytes() for text in (*texts, *measured))).hexdigest()
-    return Examples(f"beginnings from {corpus.what}, gone on with by {target.source.name}", texts, measured, sha)
+    what = f"{corpus.what}{' and from those' if tests else ''}"
+    return Examples(f"beginnings from {what}, gone on with by {target.source.name}", texts, measured, sha)
 
 
 def _own(target: LoadedModel, ids: np.ndarray, batches: int, shop: Workshop) -> list[Example]:
