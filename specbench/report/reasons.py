@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from specbench.analysis.selection import Choice, choose
+from specbench.analysis.selection import choose
 from specbench.records.schema import PHASES
-from specbench.report.cells import BASELINE, Results
+from specbench.report.cells import BASELINE, TWIN, Results
 from specbench.report.metrics import Frames
 from specbench.report.resolution import NO_INTERVAL, NOT_RESOLVED, RESOLVED
 from specbench.report.words import Row, batches, milliseconds, ordinal, share, times
@@ -22,7 +22,7 @@ _CLOSE = 0.01
 """On the log scale; nearer to break-even than this needs no advice, however quiet the machine is."""
 
 _FEWEST_TO_CHOOSE = 2
-"""Batches in each half, below which no best gamma is chosen: one batch would choose by itself."""
+"""Batches in each half, below which no best setting is chosen: one batch would choose by itself."""
 
 _ENOUGH_STEPS = 20
 """Steps behind an acceptance that is named in a sentence."""
@@ -124,18 +124,21 @@ def _loss(frames: Frames, row: Row) -> str:
 
 
 def change(results: Results, frames: Frames, ranked: list[Row]) -> Iterator[str]:
-    """Break-even points of the best arm and of those that lose, and the best gamma.
+    """Break-even points of the best arm and of those that lose, and the best setting of every method.
 
     Args:
-        results: The rows, for the choice of a gamma on one half of them.
+        results: The rows, for the choice of a setting on one half of them.
         frames: What is known of the run.
         ranked: The lossless arms of one cell, from fast to slow; at least one.
     """
     timed = [row for row in ranked if _runs_as_it_is(row) and _cost(frames, row) is not None]
     shown = [*timed[:1], *[row for row in timed[1:] if row["speedup_core"] < 1][: MOST_ARMS - 1]]
     yield from (_break_even(row, cost) for row in shown if (cost := _cost(frames, row)) is not None)
-    gammas = _best_gammas(results, frames, str(ranked[0]["title"]))
-    yield from gammas or [_predicted_gamma(frames, row) for row in shown[:1]]
+    title = str(ranked[0]["title"])
+    sweeps = _gammas(frames, title) | _settings(frames, title, ranked)
+    yield from (_best(results.timed[title], what, values) for what, values in sweeps.items())
+    if not sweeps:
+        yield from (_predicted_gamma(frames, row) for row in shown[:1])
 
 
 def _break_even(row: Row, cost: Row) -> str:
@@ -183,22 +186,33 @@ def _draft_words(cost: Row) -> tuple[str, float, float] | None:
     return None
 
 
-def _best_gammas(results: Results, frames: Frames, title: str) -> list[str]:
-    """Of each sweep its best gamma, chosen on one half of the batches and reported on the other."""
+def _gammas(frames: Frames, title: str) -> dict[str, dict[str, str]]:
+    """Each sweep of gamma alone: arm -> gamma."""
     points = frames.along[(frames.along["axis"] == "gamma") & (frames.along["title"] == title)]
-    arms = results.timed[title]
-    sentences = []
-    for name, line in points.groupby("series", sort=False):
-        values = {str(row["arm"]): str(row["label"]) for row in line.to_dict("records")}
-        choice = choose(arms[BASELINE], {arm: arms[arm] for arm in values}) if BASELINE in arms else None
-        if choice and choice.speedup.ratio is not None and len(choice.chosen_on) >= _FEWEST_TO_CHOOSE:
-            sentences.append(_chosen(str(name), choice, values))
-        else:
-            sentences.append(f"Too few batches of prompts finished to choose a gamma of {name} on half of them.")
-    return sentences
+    return {
+        f"gamma of {name}": dict(zip(line["arm"], line["label"], strict=True))
+        for name, line in points.groupby("series", sort=False)
+    }
 
 
-def _chosen(name: str, choice: Choice, values: dict[str, str]) -> str:
+def _settings(frames: Frames, title: str, ranked: list[Row]) -> dict[str, dict[str, str]]:
+    """The settings of every label that has several, where they are more than one sweep of gamma: arm -> arm."""
+    of_label: dict[str, dict[str, str]] = {}
+    for row in ranked:
+        if row["arm"] not in {BASELINE, TWIN} and _runs_as_it_is(row):
+            of_label.setdefault(str(row["label"]), {})[str(row["arm"])] = str(row["arm"])
+    sweeps = [values.keys() for values in _gammas(frames, title).values()]
+    return {
+        f"setting of {label}": arms for label, arms in of_label.items() if len(arms) > 1 and arms.keys() not in sweeps
+    }
+
+
+def _best(arms: Mapping[str, pd.DataFrame], what: str, values: Mapping[str, str]) -> str:
+    """The best value of a sweep, chosen on one half of the batches and reported on the other."""
+    choice = choose(arms[BASELINE], {arm: arms[arm] for arm in values}) if BASELINE in arms else None
+    if choice is None or choice.speedup.ratio is None or len(choice.chosen_on) < _FEWEST_TO_CHOOSE:
+        return f"Too few batches of prompts finished to choose a {what} on half of them."
+    found = choice.speedup
     agreed = (
         "which would choose the same"
         if choice.stable
@@ -206,14 +220,12 @@ def _chosen(name: str, choice: Choice, values: dict[str, str]) -> str:
         if choice.best_elsewhere
         else "which chooses nothing"
     )
-    found = choice.speedup
-    assert found.ratio is not None  # the caller asks only then
     interval = (
         f"95 % interval {found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else "no interval"
     )
     return (
-        f"The best gamma of {name} is {values[choice.arm]}: chosen on {batches(len(choice.chosen_on))}, it gives "
-        f"{times(found.ratio)} ({interval}) on the other {len(choice.reported_on)}, {agreed}."
+        f"The best {what} is {values[choice.arm]}: chosen on {batches(len(choice.chosen_on))}, it gives "
+        f"{times(choice.speedup.ratio)} ({interval}) on the other {len(choice.reported_on)}, {agreed}."
     )
 
 

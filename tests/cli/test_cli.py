@@ -257,7 +257,7 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
         ("redrafter_figure6", "1 cell, 9 trials"),
         ("redrafter_rnn", "1 cell, 8 trials"),
         ("redrafter_sampling", "8 cells, 40 trials"),
-        ("redrafter_table1", "1 cell, 5 trials"),
+        ("redrafter_table1", "1 cell, 11 trials"),
         ("redrafter_table3", "4 cells, 28 trials"),
         ("redrafter_table4", "1 cell, 12 trials"),
         ("redrafter_trees", "1 cell, 14 trials"),

@@ -9,14 +9,14 @@ from specbench.report.metrics import frames, load
 from specbench.report.words import counted, listed, ordinal
 from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
 
-QUICK = Arm("draft_model draft=a gamma=2", alpha=0.8, gamma=2, draft_s=0.0005)
+QUICK = Arm("draft_model draft=a gamma=2", alpha=0.8, gamma=2, draft_s=0.0005, label="draft_model")
 SWEEP = (
     AUTOREGRESSIVE,
     TWIN,
     QUICK,
-    Arm("draft_model draft=a gamma=4", alpha=0.8, gamma=4, draft_s=0.0005),
-    Arm("draft_model draft=b gamma=2", alpha=0.8, gamma=2, draft_s=0.008),
-    Arm("draft_model draft=b gamma=4", alpha=0.8, gamma=4, draft_s=0.008),
+    Arm("draft_model draft=a gamma=4", alpha=0.8, gamma=4, draft_s=0.0005, label="draft_model"),
+    Arm("draft_model draft=b gamma=2", alpha=0.8, gamma=2, draft_s=0.008, label="draft_model"),
+    Arm("draft_model draft=b gamma=4", alpha=0.8, gamma=4, draft_s=0.008, label="draft_model"),
 )
 CLAIM = """\
 name: x
@@ -95,6 +95,12 @@ def test_the_best_gamma_is_chosen_on_one_half_and_reported_on_the_other(sweep):
     assert re.search(
         r"chosen on 4 batches of prompts, it gives \d\.\d\d times \(95 % interval .*\) on the other 4,", chosen[0]
     )
+
+
+def test_the_best_of_a_methods_settings_is_chosen_likewise(sweep):
+    sentences = said(sweep)[QUESTIONS[2]]
+    chosen = [sentence for sentence in sentences if sentence.startswith("The best setting of draft_model is ")]
+    assert re.match(r".* is draft_model draft=a gamma=4: chosen on 4 batches of prompts, it gives \d", chosen[0])
 
 
 def test_few_batches_choose_no_gamma_and_say_so(tmp_path):
