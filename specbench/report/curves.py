@@ -82,6 +82,8 @@ def _by_depth(points: dict[str, pd.DataFrame]) -> Figure:
         axes.set_xlabel("tokens seen (million)")
     for axes in panels:
         axes.set_axis_off()
-    figure.axes[0].set_ylabel("held-out guess right (%)")
-    figure.axes[0].legend()
+    first = figure.axes[0]
+    first.set_ylabel("held-out guess right (%)")
+    first.plot([], [], "--", color="0.4", label="among five")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure

@@ -178,7 +178,7 @@ def _next(results: Results, best: Row, second: Row) -> str:
 def _other_baselines(best: Row) -> Iterator[str]:
     fastest = best["fastest_autoregressive"]
     if fastest and fastest != BASELINE and pd.notna(best["speedup"]):
-        yield f"Against {fastest}, the fastest autoregressive path here, it is {times(best['speedup'])}."
+        yield f"Against {fastest}, the fastest autoregressive path in the warm-up, it is {times(best['speedup'])}."
     if pd.notna(best["speedup_e2e"]):
         yield f"End to end, prefill included, it is {times(best['speedup_e2e'])}."
 

@@ -133,7 +133,7 @@ COLUMNS: tuple[Shown, ...] = (
 
 MORE_COLUMNS: tuple[Shown, ...] = (
     Shown("arm", "method with its options", arm_words, lambda row: row["arm"]),
-    Shown("vs fastest AR", "speed-up over the fastest autoregressive path", **_plain("speedup", number)),
+    Shown("vs fastest AR", "speed-up over the fastest autoregressive path of the warm-up", **_plain("speedup", number)),
     Shown("end to end", "speed-up with prefill", **_plain("speedup_e2e", number)),
     Shown("e2e tok/s", "output tokens per second with prefill", **_plain("e2e_tokens_per_s", significant)),
     Shown("batch tok/s", "decode tokens per second of the whole batch until its last row ends",
