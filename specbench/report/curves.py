@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from specbench.errors import ResultsError
 from specbench.report import plots
@@ -84,6 +85,6 @@ def _by_depth(points: dict[str, pd.DataFrame]) -> Figure:
         axes.set_axis_off()
     first = figure.axes[0]
     first.set_ylabel("held-out guess right (%)")
-    first.plot([], [], "--", color="0.4", label="among five")
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    lines = [*first.get_legend_handles_labels()[0], Line2D([], [], linestyle="--", color="0.4", label="among five")]
+    figure.legend(handles=lines, loc="outside lower center", ncols=6)
     return figure
