@@ -1,6 +1,7 @@
 """What a run ran on, by small functions that always answer: what cannot be found out is the word ``unknown``."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -70,6 +71,18 @@ def memory_bytes() -> int | str:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return UNKNOWN
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that a device has left, in bytes; infinite where a system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        whole = memory_bytes()
+        return float(whole) if isinstance(whole, int) else math.inf
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -125,7 +125,7 @@ def load(source: Source, where: Placement) -> LoadedModel:
         ConfigError: The files do not hold a model.
     """
     attention = attention_of(source, where.attention)
-    module = _module(source, where, attention)
+    module = load_module(source, where, attention)
     module.requires_grad_(requires_grad=False)
     model = CachedModel(module, source.name, source.vocab_size)
     return LoadedModel(
@@ -139,7 +139,14 @@ def load(source: Source, where: Placement) -> LoadedModel:
     )
 
 
-def _module(source: Source, where: Placement, attention: str) -> nn.Module:
+def load_module(source: Source, where: Placement, attention: str) -> nn.Module:
+    """The plain model of ``transformers``, neither wrapped nor tested: for whoever only asks it for logits.
+
+    Raises:
+        ModelRefusedError: ``transformers`` cannot load it as a causal LM.
+        UnsupportedError: The hub cannot be reached.
+        ConfigError: The files do not hold a model.
+    """
     if source.shape is not None:
         return build_random(source.shape, device=where.device, dtype=where.dtype, attention=attention, seed=source.seed)
     folder = source.weights_folder()

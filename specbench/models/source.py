@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from specbench.config import RandomModel
+from specbench.config import RANDOM_PREFIX, RandomModel
 from specbench.errors import (
     ConfigError,
     ModelRefusedError,
@@ -21,13 +21,10 @@ from specbench.errors import (
     did_you_mean,
     first_line,
 )
-from specbench.models.shapes import NamedShape, shape_named
+from specbench.models.shapes import ModelShape, shape_of
 from specbench.models.zoo import ZOO, family, tokenizer_folder
 
 Kind = Literal["family", "folder", "hub", "random"]
-
-RANDOM_PREFIX = "random:"
-"""``random:llama-68m`` names a shape with random weights where only a string can stand."""
 
 # What describes a model, and what it weighs; nothing else of a repository is fetched.
 _DESCRIPTION = ["*.json", "*.model", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt"]
@@ -56,7 +53,7 @@ class Source:
         kind: Kind,
         *,
         folder: Path | None = None,
-        shape: NamedShape | None = None,
+        shape: ModelShape | None = None,
         seed: int = 0,
         zoo: Path = ZOO,
     ) -> None:
@@ -155,7 +152,8 @@ class Source:
         if self.kind == "hub":
             return _digest([f"{self.name}@{self.revision}".encode()])
         if self.folder is None:
-            return _digest([f"{self.shape!r} seed {self.seed}".encode()])
+            assert self.shape is not None, "what has no folder has a shape"
+            return _digest([f"{self.shape.identity} seed {self.seed}".encode()])
         files = [path for path in sorted(self.folder.iterdir()) if path.suffix in {".safetensors", ".bin"}]
         return digest_of_weights(files)
 
@@ -200,10 +198,10 @@ def locate(reference: str | RandomModel, zoo: Path = ZOO) -> Source:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # its advice is for those who train or call generate() by hand
     if isinstance(reference, RandomModel):
-        shape = shape_named(reference.shape)
+        shape = shape_of(reference.shape)
         return Source(reference.shape, "random", shape=shape, seed=reference.seed, zoo=zoo)
     if reference.startswith(RANDOM_PREFIX):
-        return Source(reference, "random", shape=shape_named(reference.removeprefix(RANDOM_PREFIX)), zoo=zoo)
+        return Source(reference, "random", shape=shape_of(reference.removeprefix(RANDOM_PREFIX)), zoo=zoo)
     if reference in family(zoo):
         return Source(reference, "family", folder=zoo / reference, zoo=zoo)
     folder = Path(reference).expanduser()

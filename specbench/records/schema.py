@@ -1,6 +1,6 @@
 """Every column that specbench stores: its name, type, unit and meaning.
 
-The three tables are tuples of `Column`. Everything else follows from them: the Parquet schema, the check of a
+Each table is a tuple of `Column`. Everything else follows from them: the Parquet schema, the check of a
 row before it is written, and the column dictionary ``results/README.md``. To rebuild that file::
 
     python -m specbench.records.schema
@@ -33,7 +33,7 @@ PHASES = ("draft", "verify", "accept", "update", "host")
 """Parts of a step, in their order; `host` is what is left of its wall time."""
 
 TEXT, INTEGER, REAL, FLAG = pa.string(), pa.int32(), pa.float64(), pa.bool_()
-IDS, COUNTS = pa.list_(pa.int32()), pa.list_(pa.int16())
+IDS, COUNTS, REALS = pa.list_(pa.int32()), pa.list_(pa.int16()), pa.list_(pa.float32())
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,189 @@ RUNS: tuple[Column, ...] = (
     Column("status", TEXT, "", "`running`, `done`, `failed` (some trials failed) or `interrupted`."),
 )
 
+SCORES: tuple[Column, ...] = (
+    Column("model", TEXT, "", "The model as the user named it."),
+    Column("weights_sha", TEXT, "", "Hash of its weights."),
+    Column("tokenizer_sha", TEXT, "", "Hash of its tokenizer."),
+    Column("parameters", pa.int64(), "", "Its parameters, tied ones counted once."),
+    Column("data", TEXT, "", "The data set as the user named it."),
+    Column("data_sha", TEXT, "", "Hash of the texts or questions that were taken of it, in order."),
+    Column("form", TEXT, "", "`texts`, or `choices`: questions with several ways to go on."),
+    Column("metric", TEXT, "",
+        "Of texts: `perplexity`; `bits_per_byte` of UTF-8, which other tokenizers' models compare by; `top1` and "
+        "`top5`, the share of tokens among the model's first guesses. Of choices: `acc`, the share of questions whose "
+        "right ending is the likeliest; `acc_norm` and `acc_bytes`, the likeliest per character and per byte."),
+    Column("value", REAL, "", "The metric."),
+    _optional("low", REAL, "",
+        "Lower end of its 95 % interval: over texts, or Wilson's over questions; null with fewer than four texts."),
+    _optional("high", REAL, "", "Upper end of its 95 % interval."),
+    _optional("standard_error", REAL, "", "Of the metric, null as its interval."),
+    _optional("chance", REAL, "", "What guessing would give on average; null for texts."),
+    Column("items", INTEGER, "", "Texts or questions."),
+    Column("tokens", pa.int64(), "tokens", "Tokens whose probability was asked for."),
+    _optional("window_tokens", INTEGER, "tokens",
+        "Texts: they were read in windows of so many tokens, each token once; null for choices."),
+    _optional("shots", INTEGER, "", "Choices: worked examples before each question; null for texts."),
+    Column("truncated", INTEGER, "", "Questions whose beginning was cut off, as it did not fit into the context."),
+    Column("dtype", TEXT, "", "Data type of the weights and the forward; probabilities are float32."),
+    Column("device", TEXT, "", "As in `requests`."),
+    Column("attention", TEXT, "", "Attention implementation that ran."),
+    Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
+    Column("batch_size", INTEGER, "rows", "Texts of one forward."),
+    Column("versions", TEXT, "JSON", "As in `runs`."),
+    Column("scored_at", TEXT, "UTC, ISO 8601", "When it was finished."),
+)
+
+LATENCIES: tuple[Column, ...] = (
+    Column("run_id", TEXT, "", "The run that wrote the row; its machine and code are in `runs`."),
+    Column("point_id", TEXT, "",
+        "Hash of name, weights, point, setting and versions; a point that is measured again replaces its row."),
+    Column("model", TEXT, "", "Model as the user named it, or the name or numbers of a shape."),
+    Column("weights_sha", TEXT, "", "Hash of the weights; of random ones that of shape and seed."),
+    Column("random_weights", FLAG, "", "The weights are random: the time is the shape's, the text means nothing."),
+    Column("layers", INTEGER, "layers", "Decoder layers."),
+    Column("hidden", INTEGER, "", "Width of the residual stream."),
+    Column("heads", INTEGER, "", "Attention heads."),
+    Column("kv_heads", INTEGER, "", "Heads of keys and values."),
+    Column("head_dim", INTEGER, "", "Width of a head."),
+    _optional("feed_forward", INTEGER, "", "Inner width of a feed-forward layer; null where a model does not say."),
+    Column("vocab", INTEGER, "rows", "Rows of the embedding."),
+    Column("parameters", pa.int64(), "", "Parameters that the model really has, tied ones counted once."),
+    Column("weight_bytes", pa.int64(), "bytes", "What the parameters occupy in this data type."),
+    Column("query_tokens", INTEGER, "tokens", "Tokens of each row that the forward reads."),
+    Column("batch_size", INTEGER, "rows", "Rows of the forward."),
+    Column("context_tokens", INTEGER, "tokens", "Keys and values of each row that stand before them."),
+    Column("mode", TEXT, "", "How the forward runs: `eager`, or `compiled` by `torch.compile`."),
+    _optional("forward_s", REAL, "s", "Median over the rounds of the time of one forward; null unless `ok`."),
+    _optional("forward_low_s", REAL, "s",
+        "Lower end of the median's 95 % interval over rounds; null below six of them."),
+    _optional("forward_high_s", REAL, "s", "Upper end of that interval."),
+    Column("rounds", INTEGER, "rounds",
+        "Times that the point was visited, in rounds that visit all points in a shuffled order; 0 if it failed."),
+    Column("burst", INTEGER, "forwards", "Forwards of a visit, one after the other; their mean is one sample."),
+    Column("dtype", TEXT, "", "Data type of the weights and the forward."),
+    Column("device", TEXT, "", "As in `requests`."),
+    Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
+    Column("attention", TEXT, "", "Attention implementation that really ran."),
+    Column("status", TEXT, "", "As in `requests`; the time is null unless `ok`."),
+    _optional("reason", TEXT, "", "Why the status is not `ok`."),
+)
+
+TRACES: tuple[Column, ...] = (
+    Column("target", TEXT, "", "As in `requests`."),
+    Column("target_sha", TEXT, "", "As in `requests`."),
+    Column("draft", TEXT, "", "Draft model as the user named it."),
+    Column("draft_sha", TEXT, "", "Hash of the draft's weights."),
+    Column("tokenizer_sha", TEXT, "", "Hash of the tokenizer that made the prompts' ids."),
+    Column("dataset", TEXT, "", "Prompt source."),
+    Column("prompts_sha", TEXT, "", "As in `requests`."),
+    Column("prompts", INTEGER, "prompts", "Prompts of the trace: it is complete with one row for each."),
+    Column("prompt", INTEGER, "index", "Place of the prompt among them, from 0."),
+    Column("prompt_id", TEXT, "", "As in `requests`."),
+    _optional("category", TEXT, "", "Category of the prompt within its source."),
+    Column("prompt_tokens", INTEGER, "tokens", "Length of the prompt as the target reads it."),
+    Column("dtype", TEXT, "", "Data type of both models' weights and forwards; what is stored is float32."),
+    Column("device", TEXT, "", "As in `requests`."),
+    Column("temperature", REAL, "1", "Sampling temperature; 0 is greedy."),
+    _optional("top_k", INTEGER, "tokens", "Only so many of the most probable tokens were kept; null keeps all."),
+    _optional("top_p", REAL, "1", "Only the most probable tokens that reach this were kept; null keeps all."),
+    Column("rule", TEXT, "", "Acceptance rule: `greedy` (whatever was asked for at T = 0), `match` or `rejection`."),
+    Column("proposal", TEXT, "",
+        "`argmax`: drafts are the draft's most likely tokens; `sample`: they are drawn, with the noise of the rule."),
+    Column("seed", pa.int64(), "", "Seed of the counter-based noise."),
+    Column("min_new_tokens", INTEGER, "tokens", "EOS was impossible before so many tokens."),
+    Column("max_new_tokens", INTEGER, "tokens", "Length limit of the output."),
+    Column("ignore_eos", FLAG, "", "Whether texts went on behind EOS."),
+    Column("gamma_max", INTEGER, "tokens", "Tokens of every draft; no replay drafts more."),
+    Column("output_ids", IDS, "token ids",
+        "The target's own text, autoregressively decoded, cut at EOS (kept) or at the length limit."),
+    Column("output_tokens", INTEGER, "tokens",
+        "Length of `output_ids`. Each of them but the last is a place to draft from: `places` = that less 1."),
+    Column("finish_reason", TEXT, "", "Why the text ended: `eos` or `length`."),
+    _optional("matched", COUNTS, "tokens",
+        "By place: draft tokens in front that are the target's own, `gamma_max` at most, also beyond the end of the "
+        "text, as in a step that is cut there. Null where drafts are drawn under `rejection`: see `acceptance`."),
+    Column("confidence", REALS, "1",
+        "By place and draft token, `places` x `gamma_max` in a row: the draft's own probability of the token, before "
+        "temperature."),
+    Column("entropy", REALS, "nats", "In the same order: entropy of that distribution."),
+    _optional("acceptance", REALS, "1",
+        "By token of the text from its second on, and of `gamma_max` - 1 tokens beyond its end: min(1, q / p) of the "
+        "token, with the draft's q and the target's p as they are drawn from. Given the text, this is the chance that "
+        "a draft which reached the token had proposed it and was believed. Null but for drawn drafts under "
+        "`rejection`, as the three below."),
+    _optional("overlap", REALS, "1", "In the same order: sum of min(p, q) over the vocabulary, `beta` of the papers."),
+    _optional("text_confidence", REALS, "1", "In the same order: as `confidence`, of the text's own token."),
+    _optional("text_entropy", REALS, "nats", "In the same order: as `entropy`, at the text's own token."),
+)
+
+DESIGNS: tuple[Column, ...] = (
+    Column("target", TEXT, "", "The target that drafts are looked for, as the user named it."),
+    Column("kind", TEXT, "", "`candidate`: a shape with random weights; `known`: the best draft model that is known."),
+    Column("model", TEXT, "",
+        "Layers x width x heads x feed-forward of a candidate; a known draft as the user named it."),
+    _optional("name", TEXT, "", "Under which a candidate is recommended for training; null for the others."),
+    Column("layers", INTEGER, "layers", "As in `latencies`."),
+    Column("hidden", INTEGER, "", "As in `latencies`."),
+    Column("heads", INTEGER, "", "As in `latencies`."),
+    _optional("feed_forward", INTEGER, "", "As in `latencies`."),
+    Column("parameters", pa.int64(), "", "As in `latencies`."),
+    Column("weight_bytes", pa.int64(), "bytes", "As in `latencies`."),
+    Column("batch_size", INTEGER, "rows", "Rows of the forward."),
+    Column("context_tokens", INTEGER, "tokens", "Keys and values of each row that stand before it."),
+    _optional("forward_s", REAL, "s", "Median time of a forward over one token of each row; null unless `ok`."),
+    _optional("forward_low_s", REAL, "s", "Lower end of its 95 % interval; the median where there is none."),
+    _optional("forward_high_s", REAL, "s", "Upper end of that interval."),
+    _optional("draft_s", REAL, "s",
+        "Such a forward as part of a step, at the pace of what it is compared with; null unless `ok`."),
+    Column("rival", TEXT, "", "What is fastest so far; `autoregressive` where no draft beats that."),
+    Column("rival_s_per_token", REAL, "s", "Its time for a token of one row."),
+    _optional("alpha", REAL, "1",
+        "Of the known draft: the chance that one of its tokens is accepted, at its best gamma; null for candidates."),
+    _optional("needed_alpha", REAL, "1",
+        "Acceptance of a draft token, the same at every position, with which the draft is as fast as the rival; null "
+        "where not even full acceptance would do."),
+    _optional("needed_alpha_low", REAL, "1", "The same with a forward of `forward_low_s`."),
+    _optional("needed_alpha_high", REAL, "1", "The same with a forward of `forward_high_s`."),
+    _optional("needed_tokens", REAL, "tokens", "Tokens of a step at that acceptance, the target's own included."),
+    _optional("needed_gamma", INTEGER, "tokens", "The gamma that is best by then."),
+    _optional("pays_alpha", REAL, "1", "As `needed_alpha`, against autoregressive decoding."),
+    _optional("pays_gamma", INTEGER, "tokens", "The gamma that is best by then."),
+    _optional("gain", REAL, "1",
+        "Speed over the rival's, were as much accepted as of the best known draft; null where none is known."),
+    Column("within_budget", FLAG, "", "A forward takes no longer than was asked for."),
+    Column("on_front", FLAG, "",
+        "No other candidate within the budget is faster with as many layers and, within 5 %, as many parameters."),
+    Column("device", TEXT, "", "As in `requests`."),
+    Column("dtype", TEXT, "", "Data type of the weights and the forward."),
+    Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
+    Column("attention", TEXT, "", "Attention implementation that really ran."),
+    Column("status", TEXT, "", "As in `requests`; times and what follows from them are null unless `ok`."),
+    _optional("reason", TEXT, "", "Why the status is not `ok`."),
+)
+
+STUDIES: tuple[Column, ...] = (
+    Column("kind", TEXT, "", "`trace`, `latency` or `score`: what was to be made beside the trials of an experiment."),
+    Column("subject", TEXT, "", "Of what: the models, and what they were to be asked on."),
+    Column("status", TEXT, "", "As in `requests`; `ok` where a later run could make it."),
+    _optional("reason", TEXT, "", "Why the status is not `ok`."),
+    Column("ended_at", TEXT, "UTC, ISO 8601", "When it was tried last."),
+)
+
 # fmt: on
 
-TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType({"requests": REQUESTS, "steps": STEPS, "runs": RUNS})
+TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType(
+    {
+        "requests": REQUESTS,
+        "steps": STEPS,
+        "runs": RUNS,
+        "scores": SCORES,
+        "latencies": LATENCIES,
+        "traces": TRACES,
+        "designs": DESIGNS,
+        "studies": STUDIES,
+    }
+)
 
 
 def arrow_schema(table: str) -> pa.Schema:
@@ -229,13 +409,29 @@ def row_faults(table: str, row: Mapping[str, Any]) -> list[str]:
     ]
     if not faults and table == "requests":
         faults = _request_faults(row)
+    if not faults and table == "latencies":
+        faults = _latency_faults(row)
+    if not faults and table == "studies":
+        faults = _status_faults(row)
     return faults
 
 
+def _status_faults(row: Mapping[str, Any]) -> list[str]:
+    if row["status"] in STATUSES:
+        return []
+    return [f"column 'status' must be one of {', '.join(STATUSES)}, got {row['status']!r}"]
+
+
+def _latency_faults(row: Mapping[str, Any]) -> list[str]:
+    if faults := _status_faults(row):
+        return faults
+    if (row["status"] == "ok") != (row["forward_s"] is not None):
+        return [f"column 'forward_s' is {row['forward_s']} where status is {row['status']!r}"]
+    return []
+
+
 def _request_faults(row: Mapping[str, Any]) -> list[str]:
-    faults = []
-    if row["status"] not in STATUSES:
-        faults.append(f"column 'status' must be one of {', '.join(STATUSES)}, got {row['status']!r}")
+    faults = _status_faults(row)
     if row["pass"] not in PASSES:
         faults.append(f"column 'pass' must be one of {', '.join(PASSES)}, got {row['pass']!r}")
     measured = [name for name in ("output_tokens", "decode_s", "prefill_s") if row[name] is not None]
@@ -295,6 +491,11 @@ def markdown() -> str:
         "requests": "one row per request, arm, block, repeat and pass",
         "steps": "one row per `batch_id` and step of the phase pass",
         "runs": "one row per run",
+        "scores": "one row per model, data set and metric; of `specbench score`",
+        "latencies": "one row per model, mode and point; of `specbench latency`",
+        "traces": "one row per target, draft and prompt; of `specbench trace`",
+        "studies": "one row per trace, forward times or score that an experiment's run could not make at first",
+        "designs": "one row per shape; of `specbench design`",
     }
     for table, columns in TABLES.items():
         lines = [

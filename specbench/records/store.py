@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -72,6 +72,27 @@ class Store:
         metadata = (_checked_schema(part).metadata for part in _parts(self.folder / "requests.parquet"))
         return {entry[_BLOCK_KEY].decode() for entry in metadata if _BLOCK_KEY in entry}
 
+    def write_part(self, table: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store rows of a table that knows no blocks, all or none of them; a part of the same key is replaced.
+
+        Raises:
+            ResultsError: A row does not fit the schema (the message names the column), or the disk is full.
+        """
+        write_atomically(self._part(table, key), _encode(table, rows, key))
+
+    def has_part(self, table: str, key: str) -> bool:
+        """Whether rows are stored under that key; they are not looked at."""
+        return self._part(table, key).exists()
+
+    def read_part(self, table: str, key: str) -> list[dict[str, Any]] | None:
+        """The rows stored under that key; None where there are none.
+
+        Raises:
+            ResultsError: They are unreadable or of another schema version.
+        """
+        part = self._part(table, key)
+        return _read_part(part).to_pylist() if part.exists() else None
+
     def write_run(self, row: Mapping[str, Any]) -> None:
         """Store the row of one run; a row with the same ``run_id`` is replaced.
 
@@ -84,24 +105,34 @@ class Store:
         ]
         write_atomically(path, _encode("runs", [*kept, row], None))
 
-    def read(self, table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """All rows of ``requests``, ``steps`` or ``runs``; of steps only those whose block is complete.
+    def read(self, table: str, columns: Sequence[str] | None = None, keys: Iterable[str] | None = None) -> pd.DataFrame:
+        """The rows of a table; of ``steps`` only those whose block is complete.
 
         A nullable integer column with nulls reads as float with NaN; a list column holds numpy arrays.
 
         Args:
-            table: Which of the three.
+            table: Which one, by its name in ``schema.TABLES``.
             columns: Only these; every column where None.
+            keys: Only the rows stored under these, as far as there are any; all rows where None.
 
         Raises:
             ResultsError: The folder has no such table, or a part is unreadable or of another schema version.
         """
-        tables = self._read_parts(table, partial(_read_part, columns=columns))
+        tables = self._read_parts(table, partial(_read_part, columns=columns), keys)
         empty = arrow_schema(table).empty_table()
         empty = empty if columns is None else empty.select(list(columns))
         # Parts may be older than some column, which is then null in their rows.
         whole = pa.concat_tables([empty, *tables], promote_options="default")
         return whole.to_pandas(split_blocks=True, self_destruct=True)
+
+    def has(self, table: str) -> bool:
+        """Whether the folder holds rows of a table."""
+        return bool(_parts(self.folder / f"{table}.parquet"))
+
+    def none_of(self, table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The table without a row, as ``read`` would give it."""
+        empty = arrow_schema(table).empty_table()
+        return (empty if columns is None else empty.select(list(columns))).to_pandas()
 
     def read_step_sums(self, columns: Sequence[str]) -> pd.DataFrame:
         """Sums over the steps of each batch, with their number as ``steps``; one row a ``batch_id``.
@@ -120,9 +151,13 @@ class Store:
             return groups.aggregate([*sums, ([], "count_all")]).rename_columns(names)
 
         tables = self._read_parts("steps", summed)
-        return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=names)
+        if tables:
+            return pa.concat_tables(tables).to_pandas()
+        return pd.DataFrame(columns=names).astype(dict.fromkeys(names[1:], float))
 
-    def _read_parts(self, table: str, read: Callable[[Path], pa.Table]) -> list[pa.Table]:
+    def _read_parts(
+        self, table: str, read: Callable[[Path], pa.Table], keys: Iterable[str] | None = None
+    ) -> list[pa.Table]:
         if table not in TABLES:
             raise ResultsError(f"{self.folder}: no table {table!r}; there are {', '.join(TABLES)}")
         parts = _parts(self.folder / f"{table}.parquet")
@@ -131,6 +166,9 @@ class Store:
             parts = [part for part in parts if part.name in complete]
         if not parts and table != "steps":
             raise ResultsError(f"{self.folder}: no {table} in it. Is this the folder of a finished run?")
+        if keys is not None:
+            wanted = {self._part(table, key) for key in keys}
+            parts = [part for part in parts if part in wanted]
         with ThreadPoolExecutor() as pool:  # a large run has thousands of parts, and most of a read is waiting
             return list(pool.map(read, parts))
 
@@ -236,7 +274,8 @@ def _read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             _check_version(path, file.schema_arrow)
-            return file.read(columns=columns).replace_schema_metadata(None)
+            # A part is small, and several are read side by side: threads of its own would only cost.
+            return file.read(columns=columns, use_threads=False).replace_schema_metadata(None)
     except (pa.ArrowException, OSError) as error:
         raise _corrupt(path) from error
 

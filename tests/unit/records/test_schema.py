@@ -60,3 +60,24 @@ def test_tokens_cut_at_the_end_are_part_of_the_identity(request_row):
 def test_a_baseline_that_cannot_tell_its_steps_may_leave_them_null(request_row):
     unknown = dict.fromkeys(("steps", "accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step"))
     assert row_faults("requests", request_row(**unknown)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        pytest.param({"status": "slow"}, "column 'status' must be one of ok, oom", id="an unknown status"),
+        pytest.param({"status": "oom"}, "column 'forward_s' is 0.1 where status is 'oom'", id="a time that failed"),
+        pytest.param({"forward_s": None}, "column 'forward_s' is None where status is 'ok'", id="no time"),
+    ],
+)
+def test_a_latency_stands_in_rows_that_were_measured_and_in_no_others(change, fault):
+    row = dict.fromkeys(blank_row("latencies"), 0) | {"status": "ok", "forward_s": 0.1}
+    assert row_faults("latencies", row) == []
+    (found,) = row_faults("latencies", row | change)
+    assert found.startswith(fault)
+
+
+@pytest.mark.parametrize(("status", "faults"), [("oom", 0), ("failed", 1)])
+def test_a_study_has_one_of_the_known_statuses(status, faults):
+    row = blank_row("studies") | {"kind": "trace", "subject": "a", "status": status, "ended_at": "now"}
+    assert len(row_faults("studies", row)) == faults
