@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from specbench.decode.method import Caps, LoadContext, Method, Options, Prefill, RowView, StepResult, TokenTree
-from specbench.decode.sampling import first_largest
 from specbench.decode.target import Branches, CachedModel, Nodes
 from specbench.decode.tree import Layout, Topology, lay_out
 from specbench.errors import UnsupportedError
@@ -177,10 +176,8 @@ class DraftModel(Method):
     ) -> tuple[Tensor, Tensor | None]:
         """The next draft token (B, 1), and the distribution (B, 1, V) that it was drawn from, if it was."""
         sampler = view.sampler
-        if not sampled:
-            return first_largest(sampler.weigh(logits, positions)), None
-        token = sampler.draw(logits, positions, sampler.draft_stream)
-        return token, sampler.probs(logits, positions) if sampler.needs_draft_probs else None
+        token = sampler.propose(logits, positions, sampled=sampled)
+        return token, sampler.probs(logits, positions) if sampled and sampler.needs_draft_probs else None
 
     def _goes_on(self, view: RowView, going: Tensor, logits: Tensor, token: Tensor, index: int) -> Tensor:
         """Which rows draft another token."""
@@ -188,8 +185,7 @@ class DraftModel(Method):
         if stop.kind == "heuristic":
             return going & (index + 1 < self._chain_limit)
         if stop.kind == "confidence":
-            chance = logits[..., : view.sampler.vocab_size].float().softmax(-1).gather(-1, token[..., None])
-            return going & (chance[:, 0, 0] >= stop.threshold)
+            return going & (view.sampler.confidence(logits, token)[:, 0] >= stop.threshold)
         return going
 
     def _next_logits(self, view: RowView, token: Tensor, index: int) -> Tensor:

@@ -166,6 +166,24 @@ class Sampler:
         """One token for every node, (batch, nodes)."""
         return first_largest(self.scores(logits, positions, stream, rank))
 
+    def propose(
+        self, logits: Float[Tensor, "batch nodes rows"], positions: Int[Tensor, "batch nodes"], *, sampled: bool
+    ) -> Int[Tensor, "batch nodes"]:
+        """A draft's next token after every node: a draw from ``draft_stream``, or the most likely one."""
+        if sampled:
+            return self.draw(logits, positions, self.draft_stream)
+        return first_largest(self.weigh(logits, positions))
+
+    def confidence(
+        self, logits: Float[Tensor, "batch nodes rows"], tokens: Int[Tensor, "batch nodes"]
+    ) -> Float[Tensor, "batch nodes"]:
+        """How likely a model itself holds some tokens, before temperature and truncation, float32."""
+        return self._fit(logits).float().softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+    def entropy(self, logits: Float[Tensor, "batch nodes rows"]) -> Float[Tensor, "batch nodes"]:
+        """How unsure a model itself is, before temperature and truncation, in nats, float32."""
+        return torch.special.entr(self._fit(logits).float().softmax(-1)).sum(-1)
+
     def draw_from(
         self, weights: Float[Tensor, "batch vocab"], positions: Int[Tensor, " batch"], stream: Stream
     ) -> Int[Tensor, " batch"]:
