@@ -4,6 +4,7 @@
 """
 
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,23 @@ _ALPACA_PAIRED = ", paired with an input that provides further context"
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Several ways to go on, one of them right.
+
+    Attributes:
+        endings: The ways; a space stands before each.
+        right: Index of the right one; None where the row does not tell.
+        context: What they go on from; None where that is the first turn.
+        shots: Worked examples that stand before it.
+    """
+
+    endings: tuple[str, ...]
+    right: int | None
+    context: str | None = None
+    shots: int = 0
+
+
+@dataclass(frozen=True)
 class Content:
     """What a row says.
 
@@ -31,11 +49,13 @@ class Content:
         turns: What the user asks, one text a turn.
         system: What the model is told beforehand.
         reference: Known good answers.
+        choice: The ways to go on that it offers; None where it offers none.
     """
 
     turns: tuple[str, ...]
     system: str | None = None
     reference: tuple[str, ...] = ()
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -202,17 +222,65 @@ def _instruction(row: Row) -> Content:
 
 
 def _hellaswag(row: Row) -> Content:
-    endings, right = row["endings"], str(row.get("label", ""))
-    return Content((row["ctx"],), reference=(endings[int(right)],) if right.isdecimal() else ())
+    endings = _listed_texts(row, "endings")
+    right = _index(row.get("label"), endings)
+    choice = Choice(tuple(map(_without_marks, endings)), right, _scene(row))
+    return Content((row["ctx"],), reference=() if right is None else (endings[right],), choice=choice)
+
+
+def _scene(row: Row) -> str:
+    """What is going on, and how it goes on: what the endings of HellaSwag follow in EleutherAI's lm-evaluation-harness.
+
+    Rows of the same form that do not take the scene apart give it as it is.
+    """
+    activity, first, second = (row.get(name) for name in ("activity_label", "ctx_a", "ctx_b"))
+    if isinstance(activity, str) and isinstance(first, str) and isinstance(second, str):
+        return _without_marks(f"{activity}: {first} {second.capitalize()}")
+    return _without_marks(row["ctx"])
+
+
+def _without_marks(text: str) -> str:
+    """Without the marks that WikiHow left in HellaSwag's texts, as that harness takes them out."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def _mmlu(row: Row) -> Content:
-    return Content((_choices(row),), reference=(row["choices"][_field(row, "answer")],))
+    choices = _listed_texts(row, "choices")
+    right = _index(_field(row, "answer"), choices)
+    letters = tuple(string.ascii_uppercase[: len(choices)])
+    return Content(
+        (_choices(row),), reference=() if right is None else (choices[right],), choice=Choice(letters, right)
+    )
 
 
 def _choices(row: Row) -> str:
-    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+    lettered = zip(string.ascii_uppercase, _listed_texts(row, "choices"), strict=False)
+    choices = "\n".join(f"{letter}. {choice}" for letter, choice in lettered)
     return f"{row['question'].strip()}\n{choices}\nAnswer:"
+
+
+def _listed_texts(row: Row, field: str) -> Sequence[str]:
+    texts = row[field]
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"field {field!r} should be a list of texts")
+    if not 1 <= len(texts) <= len(string.ascii_uppercase):
+        raise ConfigError(f"field {field!r} should hold 1 to {len(string.ascii_uppercase)} texts, got {len(texts)}")
+    return texts
+
+
+def _index(right: object, choices: Sequence[str]) -> int | None:
+    """Which choice is right: its place from 0, as a number or in digits, or its letter; None where nothing is said."""
+    if right is None or right == "":
+        return None
+    letters = string.ascii_uppercase[: len(choices)]
+    place = letters.find(right) if isinstance(right, str) and len(right) == 1 and right.isalpha() else right
+    try:
+        index = int(place) if isinstance(place, int | str) else -1
+    except ValueError:
+        index = -1
+    if not 0 <= index < len(choices):
+        raise ConfigError(f"{right!r} is none of its {len(choices)} choices")
+    return index
 
 
 def _mmlu_examples(row: Row, examples: Sequence[Row]) -> str:
@@ -222,7 +290,14 @@ def _mmlu_examples(row: Row, examples: Sequence[Row]) -> str:
     if len(own) < SHOTS:
         raise ConfigError(f"there are {len(own)} worked examples of subject {subject!r}, and {SHOTS} are needed")
     header = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}."
-    return "\n\n".join([header, *(f"{_choices(one)} {'ABCD'[one['answer']]}" for one in own)]) + "\n\n"
+    return "\n\n".join([header, *map(_worked, own)]) + "\n\n"
+
+
+def _worked(example: Row) -> str:
+    content = _mmlu(example)
+    if content.choice is None or content.choice.right is None:
+        raise ConfigError(f"a worked example has no answer: {example['question']!r}")
+    return f"{content.turns[0]} {content.choice.endings[content.choice.right]}"
 
 
 FORMATS: dict[str, Format] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.bench.prompt_encoding import limit_of
-from specbench.bench.prompt_formats import FORMATS, Content, Format, Question, content_of, format_of
+from specbench.bench.prompt_formats import FORMATS, SHOTS, Content, Format, Question, content_of, format_of
 from specbench.bench.stdlib_prompts import stdlib_texts
 from specbench.config import PROMPT_FILES, PROMPT_SOURCES, PromptSettings
 from specbench.errors import ConfigError, UnknownNameError, UnsupportedError, did_you_mean
@@ -52,8 +52,12 @@ _ELSEWHERE = {
 }
 
 
-def read_table(settings: PromptSettings) -> PromptTable:
+def read_table(settings: PromptSettings, *, needs_examples: bool = True) -> PromptTable:
     """The prompts of a source.
+
+    Args:
+        settings: Which source, and how its rows are read.
+        needs_examples: Whether a question that is asked after worked examples is refused where there are none.
 
     Raises:
         ConfigError: A file or data set that is missing or cannot be read.
@@ -63,13 +67,13 @@ def read_table(settings: PromptSettings) -> PromptTable:
     if name == "stdlib":
         return _stdlib(settings)
     if name.endswith(PROMPT_FILES):
-        return _table(_file_rows(Path(name)), settings)
+        return _table(_file_rows(Path(name)), settings, needs_examples=needs_examples)
     if name in _ELSEWHERE:
         raise UnsupportedError(f"prompts {name}: give the path of a local copy instead: {_ELSEWHERE[name]}")
     if name in HUB:
-        return _hub(name, HUB[name], settings)
+        return _hub(name, HUB[name], settings, needs_examples=needs_examples)
     if name.count("/") == 1 and not Path(name).exists():
-        return _hub(name, HubSource(name), settings)
+        return _hub(name, HubSource(name), settings, needs_examples=needs_examples)
     if "/" in name:
         raise ConfigError(f"prompts.source: {name}: no such {', '.join(PROMPT_FILES[:-1])} or {PROMPT_FILES[-1]} file")
     raise UnknownNameError(f"unknown prompt source {name!r}. {did_you_mean(name, PROMPT_SOURCES)}")
@@ -92,7 +96,12 @@ def _stdlib(settings: PromptSettings) -> PromptTable:
 
 
 def _table(
-    rows: Rows, settings: PromptSettings, labels: Sequence[Row] | None = None, examples: Sequence[Row] = ()
+    rows: Rows,
+    settings: PromptSettings,
+    labels: Sequence[Row] | None = None,
+    examples: Sequence[Row] = (),
+    *,
+    needs_examples: bool = True,
 ) -> PromptTable:
     """The table of some rows.
 
@@ -101,6 +110,7 @@ def _table(
         settings: How they are read.
         labels: The part of each row that holds its id and category, where reading all of it costs more.
         examples: Rows that were worked as examples, unless the settings name others.
+        needs_examples: As for ``read_table``.
     """
     if settings.examples is not None:
         examples = _file_rows(Path(settings.examples)).rows
@@ -111,7 +121,7 @@ def _table(
 
     def question(index: int) -> Question | None:
         try:
-            content = _content(rows.rows[index], form, settings.field, examples)
+            content = _content(rows.rows[index], form, settings.field, examples, needs_examples=needs_examples)
         except ConfigError as error:
             raise ConfigError(f"{rows.places(index)}: {error}") from error
         return None if content is None else Question(ids[index], content, categories[index])
@@ -119,18 +129,21 @@ def _table(
     return PromptTable(rows.name, ids, categories, question)
 
 
-def _content(row: Any, form: Format | None, column: str | None, examples: Sequence[Row]) -> Content | None:
+def _content(
+    row: Any, form: Format | None, column: str | None, examples: Sequence[Row], *, needs_examples: bool
+) -> Content | None:
     if not isinstance(row, Mapping):
         raise ConfigError("should be a JSON object with a prompt or turns")
     if column is None:
         form = form or format_of(row)
     content = content_of(row, form, column)
-    if content is None or form is None or form.examples is None:
+    if content is None or form is None or form.examples is None or not (examples or needs_examples):
         return content
     if not examples:
         raise ConfigError("its question stands after worked examples; prompts.examples names the file that holds them")
     first, *later = content.turns
-    return replace(content, turns=(form.examples(row, examples) + first, *later))
+    choice = None if content.choice is None else replace(content.choice, shots=SHOTS)
+    return replace(content, turns=(form.examples(row, examples) + first, *later), choice=choice)
 
 
 def _name(table: str, row: Row, number: int) -> str:
@@ -171,11 +184,11 @@ def _unescaped(line: str) -> str:
     return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], line)
 
 
-def _hub(name: str, source: HubSource, settings: PromptSettings) -> PromptTable:
+def _hub(name: str, source: HubSource, settings: PromptSettings, *, needs_examples: bool) -> PromptTable:
     source = replace(source, split=settings.split or source.split, subset=settings.subset or source.subset)
     rows = hub_rows(name, source, _BY, settings.revision)
     if source.file is not None:
-        return _table(rows, settings)
+        return _table(rows, settings, needs_examples=needs_examples)
     data: Any = rows.rows
     columns = [column for column in (*_ID_FIELDS, *_CATEGORY_FIELDS) if column in data.column_names]
     labels = data.select_columns(columns).to_list() if columns else [{}] * len(data)
@@ -183,4 +196,4 @@ def _hub(name: str, source: HubSource, settings: PromptSettings) -> PromptTable:
     if source.examples is not None and settings.examples is None:
         worked: Any = hub_rows(name, replace(source, split=source.examples), _BY, settings.revision).rows
         examples = worked.to_list()
-    return _table(rows, settings, labels, examples)
+    return _table(rows, settings, labels, examples, needs_examples=needs_examples)

@@ -13,20 +13,25 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from specbench.errors import TrainingError
-from specbench.models.source import Source
-from specbench.train.data import Corpus, encode, train_tokenizer
+from specbench.models.loader import Placement, attention_of, load_module
+from specbench.models.source import Source, check_same_token_map
+from specbench.train.data import Corpus, Windows, encode, train_tokenizer
 from specbench.train.files import write_json
 from specbench.train.language import train_language_model
 from specbench.train.loop import Point
-from specbench.train.recipes import CONTEXT, VOCAB_SIZE, Recipe, Schedule, Shape
+from specbench.train.pruning import check_prunable, prune
+from specbench.train.recipes import CONTEXT, RECIPES, VOCAB_SIZE, Recipe, Schedule, Shape
 from specbench.train.teacher import Teacher
 
 WEIGHTS = "model.safetensors"
+CALIBRATION_BATCHES = 8
+"""Batches of the training text that pruning judges importance by."""
 LICENCE = "Apache-2.0 (weights); the text it learned from is under its own licence"
 
 
@@ -50,23 +55,83 @@ class Workshop:
 def train_target(recipe: Recipe, corpus: Corpus, shop: Workshop, report: Callable[[Point], None]) -> Path:
     """Train a target and its tokenizer, both from scratch, and write them to ``shop.out / recipe.name``."""
     tokenizer = _tokenizer(shop.work / f"{recipe.name}-tokenizer", corpus)
-    return _train(recipe, corpus, tokenizer, len(tokenizer), shop, report, teacher=None)
+
+    def begin(_: np.ndarray) -> Beginning:
+        return Beginning(build(recipe.shape, tokenizer, len(tokenizer), recipe.schedule.seed))
+
+    return _train(recipe, corpus, tokenizer, begin, shop, report)
 
 
 def train_draft(
-    recipe: Recipe, target: Source, corpus: Corpus, shop: Workshop, report: Callable[[Point], None]
+    recipe: Recipe,
+    target: Source,
+    corpus: Corpus,
+    shop: Workshop,
+    report: Callable[[Point], None],
+    *,
+    pruned_from: Source | None = None,
 ) -> Path:
     """Train a draft for ``target``, with the target's token map, and write it to ``shop.out / recipe.name``.
 
     Cycles with a teacher weight distil from the target; where there is none, it lends its tokenizer alone.
 
+    Args:
+        recipe: Shape and schedule.
+        target: Whose draft it is to be.
+        corpus: What it learns from.
+        shop: Where.
+        report: Called with every point of the learning curve.
+        pruned_from: The model whose weights it begins with, pruned to the recipe's shape; None for random weights.
+
     Raises:
-        TrainingError: The target has no tokenizer or no weights.
+        TrainingError: The target has no tokenizer or no weights, or the other model cannot be pruned to that shape.
+        ConfigError: The model that is pruned has another token map than the target.
     """
-    if target.own_tokenizer is None:
+    tokenizer = target.own_tokenizer
+    if tokenizer is None:
         raise TrainingError(f"{target.name}: random weights have no token map and teach nothing")
-    rows = int(target.config.get_text_config().vocab_size)
-    return _train(recipe, corpus, target.own_tokenizer, rows, shop, report, teacher=target)
+    if pruned_from is not None:
+        check_same_token_map(target, pruned_from)
+        check_prunable(pruned_from.config, recipe.shape, recipe.layers_by)
+
+    def begin(ids: np.ndarray) -> Beginning:
+        if pruned_from is not None:
+            return _pruned(pruned_from, recipe, shop, ids)
+        rows = int(target.config.get_text_config().vocab_size)
+        return Beginning(build(recipe.shape, tokenizer, rows, recipe.schedule.seed))
+
+    return _train(recipe, corpus, tokenizer, begin, shop, report, teacher=target)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A model before its training.
+
+    Attributes:
+        model: It, in float32.
+        facts: What its card says of where the weights are from; None for random ones.
+        mark: Tells checkpoints of trainings that began otherwise apart.
+    """
+
+    model: PreTrainedModel
+    facts: dict[str, object] | None = None
+    mark: str = ""
+
+
+def _pruned(source: Source, recipe: Recipe, shop: Workshop, ids: np.ndarray) -> Beginning:
+    schedule = recipe.schedule
+    whole = load_module(source, Placement(shop.device, torch.float32, None), attention_of(source, None))
+    windows = Windows(ids, schedule.length, schedule.batch_size, schedule.seed)
+    text = (windows.batch(step)[:, :-1] for step in range(CALIBRATION_BATCHES))
+    found = prune(whole, recipe.shape, text, recipe.layers_by)
+    facts = {
+        "name": source.name,
+        "weights_sha": source.weights_sha,
+        "layers": list(found.kept.layers),
+        "layers_by": recipe.layers_by,
+        "calibration_tokens": CALIBRATION_BATCHES * schedule.batch_size * schedule.length,
+    }
+    return Beginning(found.model, facts, f"-of-{source.weights_sha}-{recipe.layers_by}")
 
 
 def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, rows: int, seed: int) -> LlamaForCausalLM:
@@ -115,20 +180,21 @@ def _train(
     recipe: Recipe,
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
-    rows: int,
+    begin: Callable[[np.ndarray], Beginning],
     shop: Workshop,
     report: Callable[[Point], None],
     *,
-    teacher: Source | None,
+    teacher: Source | None = None,
 ) -> Path:
     ids, held_out = encode(tokenizer, corpus.training), encode(tokenizer, corpus.held_out)
-    model = build(recipe.shape, tokenizer, rows, recipe.schedule.seed).to(shop.device)
+    beginning = begin(ids)
+    model = beginning.model.to(shop.device).train()
     points = train_language_model(
         model,
         recipe,
         ids,
         held_out,
-        shop.work / recipe.name,
+        shop.work / f"{recipe.name}{beginning.mark}",
         teacher=_teacher(recipe, teacher, shop, ids) if teacher is not None else None,
         dtype=shop.dtype,
         report=report,
@@ -136,7 +202,7 @@ def _train(
     folder = shop.out / recipe.name
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_json(folder / "card.json", _card(recipe, model, points, corpus, len(ids), teacher, folder))
+    write_json(folder / "card.json", _card(recipe, beginning, points, corpus, len(ids), teacher, folder))
     return folder
 
 
@@ -154,7 +220,7 @@ def beliefs_folder(teacher: Source, ids: np.ndarray, schedule: Schedule, work: P
 
 
 def _teacher(recipe: Recipe, source: Source, shop: Workshop, ids: np.ndarray) -> Teacher | None:
-    if not any(cycle.teacher_weight for cycle in recipe.schedule.cycles):
+    if not recipe.has_teacher:
         return None
     model = AutoModelForCausalLM.from_pretrained(source.weights_folder(), dtype=torch.float32).to(shop.device)
     return Teacher(model, beliefs_folder(source, ids, recipe.schedule, shop.work))
@@ -162,7 +228,7 @@ def _teacher(recipe: Recipe, source: Source, shop: Workshop, ids: np.ndarray) ->
 
 def _card(
     recipe: Recipe,
-    model: LlamaForCausalLM,
+    beginning: Beginning,
     points: list[Point],
     corpus: Corpus,
     tokens: int,
@@ -172,7 +238,10 @@ def _card(
     return {
         "name": recipe.name,
         "role": recipe.role,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in beginning.model.parameters()),
+        "begins_with": recipe.begins_with,
+        "learns_from": recipe.learns_from,
+        "pruned_from": beginning.facts,
         "recipe": asdict(recipe),
         "data": {"what": corpus.what, "documents": len(corpus.training), "tokens": tokens},
         "teacher": None if teacher is None else {"name": teacher.name, "weights_sha": teacher.weights_sha},
@@ -187,5 +256,19 @@ def _card(
         "versions": versions(),
         "weights_sha256": sha256_of(folder / WEIGHTS),
         "licence": LICENCE,
-        "rebuild": f"specbench train {recipe.role} {recipe.name}",
+        "rebuild": _command(recipe, teacher),
     }
+
+
+def _command(recipe: Recipe, teacher: Source | None) -> str:
+    """What trains the model again; shape and beginning are named where the family's recipe does not say them."""
+    words = ["specbench train", recipe.role, recipe.name]
+    if recipe.name not in RECIPES:
+        shape = recipe.shape
+        words += [f"--shape {shape.layers}x{shape.hidden}x{shape.heads}x{shape.feed_forward}"]
+        words += [] if teacher is None else [f"--target {teacher.name}"]
+    if recipe.pruned_from is not None:
+        words += [f"--prune {recipe.pruned_from}", f"--layers-by {recipe.layers_by}"]
+    if teacher is not None and not recipe.has_teacher:
+        words += ["--text-only"]
+    return " ".join(words)

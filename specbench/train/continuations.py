@@ -7,14 +7,12 @@ the drafter learns to name, instead of the text's.
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from specbench.decode.method import POST_NORM
-from specbench.decode.target import Branches, CachedModel, Nodes
+from specbench.decode.rollout import Text, roll_out
+from specbench.decode.sampling import first_largest
+from specbench.decode.target import CachedModel
 from specbench.train.files import kept_tensor
-
-_PLACES_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -40,41 +38,18 @@ class Continuations:
         return found.long()
 
 
-@torch.no_grad()
 def greedy_continuations(target: CachedModel, tokens: Tensor, lengths: Tensor, length: int) -> Tensor:
     """What the target writes after every beginning of a text, greedily, (B, T, length).
 
-    All beginnings go on at once: the text is a chain of nodes, and behind every one of them hangs a branch that sees
-    the text up to there and itself. So a text of T tokens costs ``length`` forwards over T tokens and no more.
-
     Args:
         target: The model; its slab is used.
-        tokens: (B, T), padded on the right.
+        tokens: (B, T), padded on the right; what stands at places beyond a row's length is of no use.
         lengths: (B,).
         length: Tokens of every continuation.
     """
-    batch, text = tokens.shape
-    chunk = min(_PLACES_AT_ONCE, text)
-    target.allocate(batch, text + chunk * length + 2)
-    hidden = target.prefill(tokens, lengths, (POST_NORM,), all_positions=True).hidden[POST_NORM]
-    found = [_go_on(target, hidden[:, first : first + chunk], first, text, length) for first in range(0, text, chunk)]
-    return torch.cat(found, dim=1)
 
+    def most_likely(logits: Tensor, _: Tensor) -> tuple[Tensor]:
+        return (first_largest(logits[..., : target.vocab_size]),)
 
-def _go_on(target: CachedModel, hidden: Tensor, first: int, text: int, length: int) -> Tensor:
-    """The continuations of the places from ``first`` on, whose last hidden states are given, (B, places, length)."""
-    batch, places = hidden.shape[:2]
-    place = torch.arange(first, first + places, device=hidden.device)
-    base = torch.zeros(batch, dtype=torch.int64, device=hidden.device)
-    sees = torch.arange(text, device=hidden.device) <= place[:, None]
-    itself = torch.eye(places, dtype=torch.bool, device=hidden.device)
-    depths = [torch.arange(text, device=hidden.device)]
-    tokens = [target.head(hidden)[..., : target.vocab_size].argmax(-1)]
-    for ahead in range(1, length):
-        sees = torch.cat([sees, itself], dim=1)
-        depths.append(place + ahead)
-        node = text + (ahead - 1) * places + torch.arange(places, device=hidden.device)
-        branches = Branches(node, depths[-1][None], sees[None], torch.cat(depths)[None])
-        logits = target.forward(Nodes(tokens[-1], base, branches), 0).logits
-        tokens.append(logits[..., : target.vocab_size].argmax(-1))
-    return torch.stack(tokens, dim=2)
+    text = Text(tokens, lengths.new_zeros(lengths.shape), tokens.shape[1])
+    return roll_out(target, text, length, most_likely)[0]

@@ -5,7 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from specbench.errors import TrainingError, did_you_mean
+from specbench.errors import ConfigError, TrainingError, did_you_mean
+from specbench.models.shapes import shape_from
 
 Role = Literal["target", "draft"]
 
@@ -24,21 +25,21 @@ class Shape:
     feed_forward: int
 
     @classmethod
-    def parse(cls, text: str) -> "Shape":
+    def parse(cls, text: str, head_dim: int | None = None) -> "Shape":
         """Read ``layers x hidden x heads x feed-forward``, like ``2x320x5x640``.
 
+        Args:
+            text: They.
+            head_dim: Width of a head; None where the heads share the hidden size.
+
         Raises:
-            TrainingError: That is no such text, or the heads do not divide the hidden size.
+            TrainingError: That is no such text, or no model can have this shape.
         """
         try:
-            shape = cls(*map(int, text.split("x")))
-        except (ValueError, TypeError):
-            raise TrainingError(
-                f"--shape: not LAYERSxHIDDENxHEADSxFEED_FORWARD, like 2x320x5x640, got {text!r}"
-            ) from None
-        if min(shape.layers, shape.hidden, shape.heads, shape.feed_forward) < 1 or shape.hidden % (2 * shape.heads):
-            raise TrainingError(f"--shape: every head needs an even share of the hidden size, got {text!r}")
-        return shape
+            shape = shape_from(text, head_dim=head_dim)
+        except ConfigError as error:
+            raise TrainingError(f"--shape {text}: {error}") from None
+        return cls(shape.layers, shape.hidden, shape.heads, shape.feed_forward)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Schedule:
 class Recipe:
     """Everything that decides a model's weights: shape, data, schedule, and the teacher where it has one.
 
-    ``teacher`` names an earlier model of the family; the schedule's cycles say how much it counts.
+    ``teacher`` names an earlier model of the family; the schedule's cycles say how much it counts. A training begins
+    with random weights, or with those of ``pruned_from``, whose layers are chosen as ``layers_by`` says.
     """
 
     name: str
@@ -120,6 +122,23 @@ class Recipe:
     schedule: Schedule
     teacher: str | None = None
     eval_windows: int = 64
+    pruned_from: str | None = None
+    layers_by: str = "influence"
+
+    @property
+    def begins_with(self) -> str:
+        """What the weights were before the training, in words."""
+        return "random weights" if self.pruned_from is None else f"{self.pruned_from}, pruned"
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any cycle asks one."""
+        return any(cycle.teacher_weight for cycle in self.schedule.cycles)
+
+    @property
+    def learns_from(self) -> str:
+        """What the training goes by, in words."""
+        return "text, and the target by distillation" if self.has_teacher else "text"
 
 
 # A draft first learns the language from the text itself, then the target's view of it, then the target's own text.
@@ -149,8 +168,14 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_named(name: str, role: Role, shape: str | None) -> Recipe:
+def recipe_named(name: str, role: Role, shape: str | None, head_dim: int | None = None) -> Recipe:
     """The family's recipe of that name and role, or a new one of that shape on the family's schedule.
+
+    Args:
+        name: Of the model.
+        role: What it is to be.
+        shape: In the words of ``Shape.parse``.
+        head_dim: Width of a head, where the heads do not share the hidden size.
 
     Raises:
         TrainingError: The name is not the family's and no shape is given, or the recipe has another role.
@@ -160,7 +185,7 @@ def recipe_named(name: str, role: Role, shape: str | None) -> Recipe:
         raise TrainingError(f"{name} is a {RECIPES[name].role}: specbench train {RECIPES[name].role} {name}")
     if shape is not None:
         schedule = _TARGET if role == "target" else _DRAFT
-        return Recipe(name, role, Shape.parse(shape), schedule)
+        return Recipe(name, role, Shape.parse(shape, head_dim), schedule)
     if name not in known:
         raise TrainingError(f"unknown recipe {name!r}. {did_you_mean(name, known)} A new model needs its --shape")
     return RECIPES[name]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specbench.errors import TrainingError
+from specbench.errors import ConfigError, TrainingError
 from specbench.models.corpus import HELD_OUT, held_out_modules, training_modules
 from specbench.models.source import locate
 from specbench.train import causal_lm
@@ -247,7 +247,7 @@ def test_a_trained_target_loads_with_transformers_and_says_how_to_build_it_again
     assert len(AutoTokenizer.from_pretrained(toy_target)) == 270
     assert AutoModelForCausalLM.from_pretrained(toy_target).config.num_hidden_layers == 1
     card = json.loads((toy_target / "card.json").read_text())
-    assert card["rebuild"] == "specbench train target toy"
+    assert card["rebuild"] == "specbench train target toy --shape 1x32x2x48"
     assert card["weights_sha256"] == causal_lm.sha256_of(toy_target / "model.safetensors")
 
 
@@ -259,6 +259,69 @@ def test_a_draft_takes_over_its_targets_token_map_and_names_its_teacher(toy_targ
     assert json.loads((folder / "card.json").read_text())["teacher"]["name"] == str(toy_target)
     beliefs = [path.name for path in (tmp_path / "work" / "beliefs").rglob("*.safetensors")]
     assert sorted(beliefs) == ["000002-top32.safetensors", "000003-top32.safetensors"]
+
+
+SMALLER = Shape(layers=1, hidden=16, heads=1, feed_forward=24)
+
+
+def a_draft(target, folder, *, steps=2, teacher_weight=0.9, pruned_from=None, shape=SMALLER):
+    recipe = Recipe(
+        "toy-draft", "draft", shape, a_schedule(steps, teacher_weight), eval_windows=2,
+        pruned_from=None if pruned_from is None else str(pruned_from),
+    )  # fmt: skip
+    points = []
+    source = None if pruned_from is None else locate(str(pruned_from))
+    path = train_draft(recipe, locate(str(target)), CORPUS, a_shop(folder), points.append, pruned_from=source)
+    return json.loads((path / "card.json").read_text()), points
+
+
+def test_a_draft_may_begin_with_the_weights_of_a_larger_model_and_its_card_says_so(toy_target, tmp_path):
+    card, _ = a_draft(toy_target, tmp_path, pruned_from=toy_target)
+    assert card["begins_with"] == f"{toy_target}, pruned"
+    assert card["learns_from"] == "text, and the target by distillation"
+    assert card["pruned_from"]["layers"] == [0]
+    assert card["pruned_from"]["calibration_tokens"] == causal_lm.CALIBRATION_BATCHES * 2 * 16
+    assert card["rebuild"] == (
+        f"specbench train draft toy-draft --shape 1x16x1x24 --target {toy_target} --prune {toy_target} "
+        "--layers-by influence"
+    )
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "toy-draft").config
+    assert (config.hidden_size, config.num_attention_heads, config.head_dim) == (16, 1, 16)
+
+
+def test_a_draft_from_scratch_says_that_it_began_with_nothing(toy_target, tmp_path):
+    card, _ = a_draft(toy_target, tmp_path, teacher_weight=0.0)
+    assert (card["begins_with"], card["learns_from"], card["pruned_from"]) == ("random weights", "text", None)
+    assert card["rebuild"].endswith("--text-only")
+
+
+def test_a_model_pruned_to_its_own_shape_begins_with_its_own_loss(toy_target, tmp_path):
+    _, points = a_draft(toy_target, tmp_path, pruned_from=toy_target, shape=TINY, teacher_weight=0.0)
+    tokenizer = AutoTokenizer.from_pretrained(toy_target)
+    batch = Windows(encode(tokenizer, CORPUS.training), 16, 2, 0).batch(0)
+    logits = AutoModelForCausalLM.from_pretrained(toy_target, dtype=torch.float32)(batch[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    assert points[0].loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_training_from_scratch_is_never_gone_on_with_as_one_of_a_pruned_model(toy_target, tmp_path):
+    a_draft(toy_target, tmp_path)
+    _, points = a_draft(toy_target, tmp_path, pruned_from=toy_target)
+    assert [point.step for point in points] == [0, 1]
+
+
+def test_a_model_with_another_token_map_is_not_pruned_into_a_draft(toy_target, tmp_path):
+    other = tmp_path / "other"
+    build(TINY, AutoTokenizer.from_pretrained(toy_target), 270, seed=0).save_pretrained(other)
+    train_tokenizer(["zzz yyy xxx"] * 9, vocab_size=270, context=64).save_pretrained(other)
+    with pytest.raises(ConfigError, match="has another token map than target"):
+        a_draft(toy_target, tmp_path, pruned_from=other)
+
+
+def test_a_shape_that_is_not_inside_the_pruned_model_is_refused_before_anything_is_read(toy_target, tmp_path):
+    with pytest.raises(TrainingError, match="layers 2 is larger than the 1"):
+        a_draft(toy_target, tmp_path, pruned_from=toy_target, shape=Shape(2, 16, 1, 24))
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_teacher_goes_on_with_each_window_after_its_first_quarter_and_writes_the_same_again(toy_target, tmp_path):
