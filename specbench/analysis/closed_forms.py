@@ -7,6 +7,7 @@ every position; ``gamma`` the draft tokens per step; latencies are in seconds an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from scipy.optimize import brentq
 
@@ -42,6 +43,29 @@ def alpha_from_tokens(tokens: float, gamma: int) -> float:
     if tokens in {1, gamma + 1}:
         return float(tokens > 1)
     return float(brentq(lambda alpha: expected_tokens(alpha, gamma) - tokens, 0.0, 1.0, xtol=1e-12))
+
+
+def expected_steps(kept: Sequence[float], tokens: int) -> float:
+    """Expected decode steps until a row has emitted so many tokens; the last step may emit more than are asked for.
+
+    So a row of n tokens gets ``n / expected_steps`` of a step, a little less than a step emits.
+
+    Args:
+        kept: Chance that a step keeps exactly i draft tokens, for i = 0, 1, ...; they sum to 1.
+        tokens: Tokens of the row that decode steps emit.
+
+    Raises:
+        ValueError: The chances do not sum to 1, or no token is asked for.
+
+    Source: the renewal equation ``f(n) = 1 + sum_i kept(i) f(n - i - 1)``, as in Feller, An Introduction to Probability
+    Theory and Its Applications (1968), XIII.
+    """
+    if tokens < 1 or not math.isclose(math.fsum(kept), 1, abs_tol=1e-9):
+        raise ValueError(f"need tokens >= 1 and chances that sum to 1, got tokens={tokens}, kept={list(kept)}")
+    steps = [0.0]
+    for wanted in range(1, tokens + 1):
+        steps.append(1 + math.fsum(chance * steps[max(0, wanted - i - 1)] for i, chance in enumerate(kept)))
+    return steps[-1]
 
 
 def predicted_speedup(tokens: float, step_s: float, autoregressive_s: float) -> float:
@@ -94,6 +118,33 @@ def best_gamma(
         return chain_speedup(alpha, gamma, cost, verify_cost=1 + verify_slope * gamma, overhead=extra)
 
     return max(range(largest + 1), key=speedup)
+
+
+def memory_bound_speedup(tokens: float, gamma: int, size_ratio: float) -> float:
+    """MBSU, the speed-up where a forward lasts as long as reading its weights: ``tokens / (size_ratio gamma + 1)``.
+
+    Never above the tokens. Error: takes neither compute, KV traffic nor the host in, so it is a bound for batch 1.
+
+    Args:
+        tokens: Block efficiency.
+        gamma: Draft forwards per step.
+        size_ratio: Parameters of the draft over those of the target; in bytes where their data types differ.
+
+    Source: Goel et al., Direct Alignment of Draft Model for Speculative Decoding with Chat-Fine-Tuned LLMs (arXiv
+    2403.00858), for the quantity. The form that is quoted of it, ``c tokens / (c gamma + 1)``, cannot be meant: with c
+    the draft's share of the target it is below 1 wherever the draft is the smaller of the two.
+    """
+    return tokens / (size_ratio * gamma + 1)
+
+
+def target_efficiency(single_s: float, verify_s: float) -> float:
+    """How nearly free a verification is: forward time of one token a row over that of gamma + 1, at the same batch.
+
+    1 where the extra tokens cost nothing; 1 / (gamma + 1) where each costs a whole forward.
+
+    Source: MoESD (arXiv 2505.19645), T(B, 1) / T(B, gamma); here with the gamma + 1 tokens that the target reads.
+    """
+    return single_s / verify_s
 
 
 def operations_ratio(alpha: float, gamma: int, cost: float = 0.0) -> float:

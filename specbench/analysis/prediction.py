@@ -47,6 +47,8 @@ class Prediction:
             acceptance would not do.
         break_even_draft_cost: The draft forward at which it is; negative if even a draft for nothing would not do.
         operations_ratio: Arithmetic per token over that of autoregressive decoding.
+        memory_bound_speedup: Were a forward's time that of reading its weights.
+        target_efficiency: Forward of one token over that of gamma + 1.
     """
 
     tokens: float
@@ -56,6 +58,8 @@ class Prediction:
     break_even_alpha: float | None
     break_even_draft_cost: float
     operations_ratio: float
+    memory_bound_speedup: float
+    target_efficiency: float
 
 
 def predict(chain: Chain, operations_cost: float | None = None) -> Prediction:
@@ -63,7 +67,8 @@ def predict(chain: Chain, operations_cost: float | None = None) -> Prediction:
 
     Args:
         chain: The chain.
-        operations_cost: Operations of one draft forward over those of one target forward; None takes the draft's cost.
+        operations_cost: Operations of one draft forward over those of one target forward, which for dense models is the
+            ratio of their parameters; None takes the draft's cost.
 
     Raises:
         ValueError: alpha is no probability, gamma is below 1, or a cost is negative.
@@ -74,6 +79,7 @@ def predict(chain: Chain, operations_cost: float | None = None) -> Prediction:
     if chain.gamma < 1 or min(costs) < 0 or chain.verify_cost <= 0:
         raise ValueError(f"need gamma >= 1, no negative cost and a verification that costs something, got {chain}")
     alpha, gamma, draft, verify, overhead = asdict(chain).values()
+    size_ratio = draft if operations_cost is None else operations_cost
     tokens = closed_forms.expected_tokens(alpha, gamma)
     best = closed_forms.best_gamma(alpha, draft, verify_slope=chain.verify_slope, overhead=overhead)
     return Prediction(
@@ -91,9 +97,9 @@ def predict(chain: Chain, operations_cost: float | None = None) -> Prediction:
         break_even_draft_cost=closed_forms.break_even_draft_s(
             tokens, gamma, rest_s=verify + overhead, reference_s_per_token=1.0
         ),
-        operations_ratio=closed_forms.operations_ratio(
-            alpha, gamma, draft if operations_cost is None else operations_cost
-        ),
+        operations_ratio=closed_forms.operations_ratio(alpha, gamma, size_ratio),
+        memory_bound_speedup=closed_forms.memory_bound_speedup(tokens, gamma, size_ratio),
+        target_efficiency=closed_forms.target_efficiency(1.0, verify),
     )
 
 

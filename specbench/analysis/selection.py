@@ -7,12 +7,15 @@ Prompts that had no say in the choice give the speed-up without that luck.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from specbench.analysis.speedup import Speedup, speedup
+
+Comparison = Callable[[pd.DataFrame, pd.DataFrame], Speedup]
+"""How much faster the second arm's rows are than the first's."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def halves(units: Iterable[int], seed: int = 0) -> tuple[tuple[int, ...], tuple[
     return tuple(first), tuple(unit for unit in ordered if unit not in first)
 
 
-def choose(baseline: pd.DataFrame, candidates: Mapping[str, pd.DataFrame], seed: int = 0) -> Choice | None:
+def choose(
+    baseline: pd.DataFrame, candidates: Mapping[str, pd.DataFrame], seed: int = 0, compare: Comparison = speedup
+) -> Choice | None:
     """The fastest of the candidates on one half of the batches, and its speed-up on the other half.
 
     None where fewer than two batches were run, or no candidate finished one of the first half.
@@ -78,12 +83,13 @@ def choose(baseline: pd.DataFrame, candidates: Mapping[str, pd.DataFrame], seed:
         baseline: Rows of the arm that counts as 1; one cell, one pass.
         candidates: Rows of each arm by its name, of the same cell and pass.
         seed: Of the split.
+        compare: What fast means.
 
     Raises:
         ResultsError: Two arms must not be compared; the message names the column in which they differ.
     """
     first, second = halves(baseline["block"].unique().tolist(), seed)
-    on_first, on_second = (_speedups(baseline, candidates, half) for half in (first, second))
+    on_first, on_second = (_speedups(baseline, candidates, half, compare) for half in (first, second))
     best = _fastest(on_first)
     if best is None:
         return None
@@ -91,10 +97,10 @@ def choose(baseline: pd.DataFrame, candidates: Mapping[str, pd.DataFrame], seed:
 
 
 def _speedups(
-    baseline: pd.DataFrame, candidates: Mapping[str, pd.DataFrame], half: tuple[int, ...]
+    baseline: pd.DataFrame, candidates: Mapping[str, pd.DataFrame], half: tuple[int, ...], compare: Comparison
 ) -> dict[str, Speedup]:
     own = baseline[baseline["block"].isin(half)]
-    return {arm: speedup(own, rows[rows["block"].isin(half)]) for arm, rows in candidates.items()}
+    return {arm: compare(own, rows[rows["block"].isin(half)]) for arm, rows in candidates.items()}
 
 
 def _fastest(found: Mapping[str, Speedup]) -> str | None:

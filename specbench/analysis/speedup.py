@@ -74,6 +74,20 @@ def full_batch_speedup(baseline: pd.DataFrame, method: pd.DataFrame) -> Speedup:
     return _of_pairs(_joined(*(full_batch_table(rows).set_index(PAIR) for rows in (baseline, method))))
 
 
+def full_batch_rate(rows: pd.DataFrame) -> Speedup:
+    """`full_batch_tokens_per_s` of one arm with its interval: its speed-up over a clock of one token a second."""
+    return _rate(full_batch_table(rows).set_index(PAIR))
+
+
+def batch_rate(rows: pd.DataFrame) -> Speedup:
+    """`batch_tokens_per_s` of one arm with its interval, likewise."""
+    return _rate(_decoded_batches(measured(rows)))
+
+
+def _rate(table: pd.DataFrame) -> Speedup:
+    return _of_pairs(_joined(table.assign(seconds=1.0, tokens=1.0), table))
+
+
 def request_speedup(baseline: pd.DataFrame, method: pd.DataFrame) -> Speedup:
     """Ratio of `decode_tokens_per_s` over the requests that both arms finished: what one request sees.
 

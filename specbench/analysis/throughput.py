@@ -14,6 +14,7 @@ from specbench.analysis.acceptance import decode_tokens, measured
 from specbench.analysis.memo import of_frame
 
 _PLACE = ("process", "block", "repeat", "batch_size")
+_PER_STEP = ("accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step")
 
 
 @of_frame
@@ -84,6 +85,26 @@ def full_batch_table(rows: pd.DataFrame) -> pd.DataFrame:
     )
     table = batches[list(_PLACE)].first()
     return table.assign(seconds=batches["seconds"].min(), tokens=batches["tokens"].sum())
+
+
+def while_full(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they were until the first one of their batch ended; the times are those of the whole batch still.
+
+    Over these steps a fast row counts as much as a slow one, so acceptance over them is that of a full batch.
+    """
+    rows = measured(rows)
+    fewest = rows.groupby("batch_id")["steps"].transform("min")
+    lists = {name: _cut(rows[name], fewest) for name in _PER_STEP}
+    return rows.assign(steps=fewest, **lists)
+
+
+def _cut(counts: pd.Series, steps: pd.Series) -> pd.Series:
+    """The first steps of each row's counts; what was not recorded stays so."""
+    cut = [
+        of_row[: int(number)] if recorded else None
+        for of_row, number, recorded in zip(counts, steps, counts.notna(), strict=True)
+    ]
+    return pd.Series(cut, index=counts.index, dtype=object)
 
 
 def full_batch_tokens_per_s(rows: pd.DataFrame) -> float | None:

@@ -13,6 +13,8 @@ def test_free_verification_gives_theorem_3_8():
     assert found.tokens == pytest.approx(tokens)
     assert found.speedup == pytest.approx(tokens / 1.4)
     assert (found.best_gamma, round(found.best_speedup, 2)) == (6, 2.47)  # worked out apart from this code
+    assert found.memory_bound_speedup == pytest.approx(tokens / 1.4)  # a draft whose size is its cost
+    assert found.target_efficiency == 1.0
 
 
 def test_a_measured_verification_and_overhead_slow_it():

@@ -5,9 +5,11 @@ import pytest
 
 from specbench.analysis.memo import of_frame
 from specbench.analysis.speedup import (
+    batch_rate,
     batch_ratios,
     efficiency_ratio,
     fastest_path,
+    full_batch_rate,
     full_batch_speedup,
     request_speedup,
     request_speedups,
@@ -43,6 +45,27 @@ def test_a_speed_up_is_the_ratio_of_decode_time_per_token(arm):
     assert found.ratio == pytest.approx(2.0)
     assert (found.interval.low, found.interval.high) == pytest.approx((2.0, 2.0))
     assert (found.units, found.pairs) == (4, 4)
+
+
+def test_the_rate_of_an_arm_is_its_tokens_over_its_seconds_with_an_interval(arm):
+    # 20 decode tokens a batch in 2 s, and in 1 to 4 s.
+    steady = batch_rate(arm([2.0] * 4))
+    assert (steady.ratio, steady.interval.low, steady.interval.high) == pytest.approx((10.0, 10.0, 10.0))
+    uneven = batch_rate(arm([1.0, 2.0, 3.0, 4.0]))
+    assert uneven.ratio == pytest.approx(80 / 10)
+    # Leaving one out gives 60 / 9, 60 / 8, 60 / 7 and 60 / 6: a jackknife by hand, with a t quantile of 3.182.
+    logs = np.log([60 / 9, 60 / 8, 60 / 7, 60 / 6])
+    reach = 3.182 * np.sqrt(3 / 4 * ((logs - logs.mean()) ** 2).sum())
+    assert np.log(uneven.interval.high / uneven.ratio) == pytest.approx(reach, rel=1e-3)
+
+
+def test_the_rate_of_a_full_batch_ends_with_its_first_row(arm):
+    # Of eleven tokens ten are decoded in two steps of five; the second row takes three steps.
+    rows = arm([3.0]).assign(
+        steps=[2, 3], accepted_per_step=[[4, 4], [4, 3, 0]], output_tokens=[11, 11], row_done_s=[2.0, 3.0]
+    )
+    assert full_batch_rate(rows).ratio == pytest.approx((10 + 9) / 2.0)
+    assert batch_rate(rows).ratio == pytest.approx(20 / 3.0)
 
 
 def test_the_times_of_a_batch_are_not_summed_over_its_rows(arm):

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from specbench.analysis import throughput
+from specbench.analysis import acceptance, throughput
 
 
 @pytest.fixture
@@ -21,6 +21,19 @@ def batch(rows):
         decode_s=[4.0, 4.0],
         row_done_s=[2.0, 4.0],
     )
+
+
+def test_while_a_batch_is_full_a_fast_row_counts_as_much_as_a_slow_one(rows):
+    batch = rows(
+        batch_id=["a", "a"], row=[0, 1], steps=[2, 4], output_tokens=[9, 5],
+        accepted_per_step=[[3, 3], [0, 0, 0, 0]], drafted_depth_per_step=[[3, 3], [3] * 4],
+        drafted_nodes_per_step=[[3, 3], None],
+    )  # fmt: skip
+    assert acceptance.block_efficiency_uncut(batch) == pytest.approx(12 / 6)
+    full = throughput.while_full(batch)
+    assert acceptance.block_efficiency_uncut(full) == pytest.approx(10 / 4)
+    assert list(full["steps"]) == [2, 2]
+    assert full["drafted_nodes_per_step"].iloc[1] is None
 
 
 def test_the_time_of_a_batch_is_taken_once_and_not_once_a_row(batch):
