@@ -74,8 +74,14 @@ def validate(point: Point, model: type[M], faults: Faults) -> M | None:
         return model.model_validate_json(json.dumps(point.value), strict=True)
     except ValidationError as error:
         for detail in error.errors():
-            _note(detail, point, model, faults)
+            if not _follows_from_another(detail):
+                _note(detail, point, model, faults)
         return None
+
+
+def _follows_from_another(detail: ErrorDetails) -> bool:
+    """Whether it only says that a list is too short without the entries whose own faults are reported."""
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
 
 
 def located(value: object, key: Key) -> Point:
@@ -224,6 +230,8 @@ def _note(detail: ErrorDetails, point: Point, model: type[BaseModel], faults: Fa
             faults.add(key, f"should be {context['expected']}", got=detail["input"], known=known)
         case "unknown_name":
             faults.add(key, detail["msg"], got=detail["input"], known=context["known"])
+        case "too_short":
+            faults.add(key, "should have at least one entry", got=detail["input"])
         case "value_error":
             faults.add(key, str(context["error"]), **_own_value(detail["input"]))
         case _:

@@ -4,6 +4,7 @@ Every fault is reported at once, each as ``file:line: key: problem, got value. D
 options of a method are checked by the method's own class when the grid is expanded, everything else here.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,11 +13,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from specbench.axes import located, settings, validate
 from specbench.document import UNKNOWN_KEY, Document, Faults, Key, override, read
+from specbench.errors import ConfigError
 
 PROMPT_SOURCES: dict[str, str] = {
     "stdlib": "Python code: held-out modules of this Python's own standard library; no download",
@@ -86,6 +98,14 @@ ModelSpec = Annotated[
     Annotated[ModelName, Tag("name")] | Annotated[RandomModel, Tag("random")], Discriminator(_kind_of_model)
 ]
 """A member of the embedded family, a hub id or a folder; or a shape with random weights."""
+
+RANDOM_PREFIX = "random:"
+"""``random:llama-68m``, or ``random:2x768x12x3072``: a shape with random weights where only a string can stand."""
+
+
+def is_random(model: str | RandomModel) -> bool:
+    """Whether a model has random weights."""
+    return not isinstance(model, str) or model.startswith(RANDOM_PREFIX)
 
 
 class TargetSpec(Settings):
@@ -362,7 +382,83 @@ class ArmSettings(Settings):
     draft_latency_ms: float | None = Field(
         default=None, gt=0, description="Lower bound on the time of one draft forward; null is as measured."
     )
+    latency_mode: Literal["measured", "composed"] = Field(
+        default="measured",
+        description="measured runs the arm (injected, where it has a draft_latency_ms); composed does not: its numbers "
+        "come from traces and latencies.",
+    )
     label: str | None = Field(default=None, min_length=1, description="What tables and figures call the arm.")
+
+
+def _one_or_some(names: object) -> object:
+    """A list of names, of which one may stand alone; as a tuple, since no validation after this one makes it one."""
+    return (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list) else names
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TraceSection(Settings):
+    """What the draft models of the methods would propose at every place of the target's own texts."""
+
+    gamma: int = Field(
+        default=8, ge=1, le=64, description="Tokens of every draft; more where an arm of the draft has more."
+    )
+    group: int = Field(
+        default=8, ge=1, description="Prompts that are recorded together, the unit of resume; no trace depends on it."
+    )
+
+
+class LatencySection(Settings):
+    """How long one forward takes: of the targets, of the draft models of the methods, and of models named here."""
+
+    query_tokens: tuple[Positive, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Tokens of one forward; null is 1, and where draft models draft 2 and every gamma + 1 as well.",
+    )
+    batch_sizes: tuple[Positive, ...] | None = Field(
+        default=None, min_length=1, description="Rows; null is every batch size of decode."
+    )
+    context_tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Tokens in the cache before them; null is 128, and where texts are decoded their shortest and "
+        "longest context.",
+    )
+    models: tuple[ModelSpec, ...] = Field(default=(), description="More models: names, or shapes with random weights.")
+    modes: tuple[Literal["eager", "compiled"], ...] = Field(
+        default=("eager",), min_length=1, description="How forwards run: eager, or compiled by torch.compile."
+    )
+    rounds: int = Field(default=20, ge=1, description="Visits of every point; an interval takes six.")
+    burst: int = Field(default=4, ge=1, description="Forwards of a visit, one after the other.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Decides the order and the tokens.")
+
+    @property
+    def points(self) -> int:
+        """Forwards of each model; of the axes that are left open, one value."""
+        axes = (self.query_tokens, self.batch_sizes, self.context_tokens, self.modes)
+        return math.prod(len(set(axis)) if axis is not None else 1 for axis in axes)
+
+
+class ScoreSection(Settings):
+    """How skilled models are: the targets, the draft models of the methods, and models named here."""
+
+    data: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_one_or_some)] = Field(
+        default=("stdlib",),
+        min_length=1,
+        description="stdlib, hellaswag, mmlu, a text file, a folder of them, a file of rows or a hub data set.",
+    )
+    count: int | None = Field(default=None, ge=1, description="Texts or questions of each to take; null takes all.")
+    length: int = Field(default=512, ge=1, description="Texts are read in windows of so many tokens.")
+    field: str | None = Field(
+        default=None, min_length=1, description="The field that holds a text, where rows have no known format."
+    )
+    examples: str | None = Field(
+        default=None, min_length=1, description="Worked examples for a file of MMLU questions: a file of such rows."
+    )
+    batch_size: int = Field(default=16, ge=1, description="Texts of one forward.")
+    models: tuple[ModelName, ...] = Field(default=(), description="More models.")
 
 
 class ClaimSettings(Settings):
@@ -391,14 +487,9 @@ class _Header(Settings):
     name: str = Field(description="Names the results folder.")
     measure: MeasureSettings = Field(default=MeasureSettings())
     claim: ClaimSettings | None = None
-    beside: tuple[Annotated[str, AfterValidator(_is_published)], ...] = Field(
+    beside: Annotated[tuple[Annotated[str, AfterValidator(_is_published)], ...], BeforeValidator(_one_or_some)] = Field(
         default=(), description="Published numbers that the report draws beside these: a name, or a list of some."
     )
-
-    @field_validator("beside", mode="before")
-    @classmethod
-    def _may_be_one(cls, names: object) -> object:
-        return (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list) else names
 
     @field_validator("name")
     @classmethod
@@ -438,6 +529,9 @@ class Experiment:
     measure: MeasureSettings
     methods: tuple[MethodEntry, ...]
     document: Document
+    traces: TraceSection | None = None
+    latencies: LatencySection | None = None
+    scores: ScoreSection | None = None
 
     @property
     def yaml(self) -> str:
@@ -447,8 +541,12 @@ class Experiment:
 
 S = TypeVar("S", bound=Settings)
 
-SECTIONS = ("name", "claim", "beside", "targets", "prompts", "decode", "methods", "measure", "machine")
-_REQUIRED = ("name", "targets", "prompts")
+SECTIONS = (
+    "name", "claim", "beside", "targets", "prompts", "decode", "methods", "traces", "latencies", "scores", "measure",
+    "machine",
+)  # fmt: skip
+LIST = "experiments"
+"""The key of a file that only names the files of experiments."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -469,15 +567,86 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def open_document(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """The file with its overrides applied, not checked yet.
+    """The file of one experiment with its overrides applied, not checked yet.
 
     Raises:
-        ConfigError: The file is no mapping in YAML, or an override leads nowhere.
+        ConfigError: The file is no mapping in YAML, or lists experiments, or an override leads nowhere.
     """
     document = read(path)
+    if LIST in document.values:
+        raise ConfigError(f"{document.where((LIST,))}: this file lists experiments; give one of them")
     for assignment in overrides:
         override(document, assignment)
     return document
+
+
+def open_documents(path: Path, overrides: Sequence[str] = ()) -> list[Document]:
+    """The experiments of a file, which may be one itself or list the files of some, not checked yet.
+
+    Args:
+        path: The YAML file; the files that it lists lie beside it.
+        overrides: Of a list, each is applied to all experiments that have its key.
+
+    Raises:
+        ConfigError: One line for each file that cannot be read, or an override leads nowhere.
+    """
+    listing = read(path)
+    if LIST not in listing.values:
+        return [open_document(path, overrides)]
+    faults = Faults(listing)
+    documents = _listed(listing, path.parent, faults)
+    faults.raise_any()
+    for assignment in overrides:
+        having = [document for document in documents if _has_place_for(document, assignment)]
+        if not having:
+            raise ConfigError(f"--set {assignment}: none of the experiments has that key")
+        for document in having:
+            override(document, assignment)
+    return documents
+
+
+def _listed(listing: Document, folder: Path, faults: Faults) -> list[Document]:
+    for name, value in listing.values.items():
+        if name not in {"name", LIST}:
+            faults.add((name,), UNKNOWN_KEY, got=value, known=("name", LIST))
+    names = listing.values[LIST]
+    if not isinstance(names, list) or not names:
+        faults.add((LIST,), "should be a list of at least one file", got=names)
+        return []
+    documents: dict[object, Document] = {}
+    for index, name in enumerate(names):
+        key: Key = (LIST, index)
+        if not isinstance(name, str):
+            faults.add(key, "should be the name of a file", got=name)
+            continue
+        try:
+            document = open_document(folder / name)
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                faults.add(key, line)
+            continue
+        own = document.values.get("name", name)
+        if repr(own) in documents:
+            faults.add(key, "another experiment of the list has the same name, and so the same folder", got=own)
+        documents[repr(own)] = document
+    return list(documents.values())
+
+
+def _has_place_for(document: Document, assignment: str) -> bool:
+    """Whether the file holds what the key stands in; three sections are there in every experiment."""
+    *path, last = assignment.partition("=")[0].strip().split(".")
+    if path in (["decode"], ["measure"], ["machine"]):
+        return True
+    values: Any = document.values
+    for part in path:
+        values = _below(values, part)
+    return isinstance(values, dict) if path else last in document.values
+
+
+def _below(values: object, part: str) -> object:
+    if isinstance(values, list) and part.isdecimal() and int(part) < len(values):
+        return values[int(part)]
+    return values.get(part) if isinstance(values, dict) else None
 
 
 def interpret(document: Document, faults: Faults) -> Experiment:
@@ -486,7 +655,7 @@ def interpret(document: Document, faults: Faults) -> Experiment:
     for name, value in values.items():
         if name not in SECTIONS:
             faults.add((name,), UNKNOWN_KEY, got=value, known=SECTIONS)
-    for name in _REQUIRED:
+    for name in _required(values):
         if name not in values:
             faults.add((name,), "required, but missing")
     header = _header(values, faults)
@@ -499,7 +668,37 @@ def interpret(document: Document, faults: Faults) -> Experiment:
         measure=header.measure,
         methods=_methods(values.get("methods"), ("methods",), faults),
         document=document,
+        traces=_study(values, "traces", TraceSection, faults),
+        latencies=_study(values, "latencies", LatencySection, faults),
+        scores=_study(values, "scores", ScoreSection, faults),
     )
+
+
+def _required(values: dict[str, Any]) -> list[str]:
+    """The sections that the others need: without trials and traces no prompts, with models of its own no target."""
+    decodes = "prompts" in values or "traces" in values or _names_methods(values)
+    studies = [values[name] for name in ("latencies", "scores") if name in values]
+    if decodes or not studies:
+        return ["name", "targets", "prompts"]
+    all_have_models = all(isinstance(study, dict) and study.get("models") for study in studies)
+    return ["name"] if all_have_models else ["name", "targets"]
+
+
+def _names_methods(values: dict[str, Any]) -> bool:
+    targets = values.get("targets")
+    own = targets if isinstance(targets, list) else []
+    return "methods" in values or any(isinstance(target, dict) and "methods" in target for target in own)
+
+
+def _study(values: dict[str, Any], name: str, model: type[S], faults: Faults) -> S | None:
+    """A section without axes: its lists are all measured in one go."""
+    if name not in values:
+        return None
+    raw = values[name] or {}
+    if not isinstance(raw, dict):
+        faults.add((name,), "should be a mapping of options", got=raw)
+        return None
+    return validate(located(raw, (name,)), model, faults)
 
 
 def _header(values: dict[str, Any], faults: Faults) -> _Header:

@@ -1,13 +1,14 @@
 """An experiment as an ordered list of cells, each with the arms that are compared in it.
 
 A cell is one target, prompt setting, decode setting and machine setting; its arms run on the same prompts in
-the same run. The core's autoregressive arm is always there, twice: the twins differ in nothing but noise.
+the same run. The core's autoregressive arm is always there, twice: the twins differ in nothing but noise. Beside the
+cells stand studies, which time no text: traces, forward times and scores.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal, TypeVar
@@ -19,19 +20,32 @@ from specbench.config import (
     ArmSettings,
     DecodeSettings,
     Experiment,
+    LatencySection,
     MachineSettings,
     MeasureSettings,
     MethodEntry,
+    ModelSpec,
     PromptSettings,
+    ScoreSection,
     TargetSpec,
+    TraceSection,
     brief,
     interpret,
+    is_random,
 )
 from specbench.document import Document, Faults, dotted
 from specbench.errors import ContractError, SpecbenchError
 
 AUTOREGRESSIVE = "autoregressive"
 TWIN = "autoregressive-twin"
+DRAFT_MODEL = "draft_model"
+"""The method whose chains can be traced, and composed from traces and forward times."""
+
+TRACED_RULES = ("greedy", "match", "rejection")
+"""Acceptance rules under which a text does not depend on its drafts."""
+
+COMPOSED = "composed"
+"""The latency mode of arms that do not run."""
 
 OptionsClass = Callable[[str], type[BaseModel]]
 O = TypeVar("O", bound=BaseModel)  # noqa: E741  (the options of one method)
@@ -47,6 +61,7 @@ class Arm:
         name: Unique within a cell, and the same in every run.
         options: Every option of the method, defaults included, as plain JSON values.
         draft_latency_ms: Lower bound on the time of a draft forward; None is as measured.
+        latency_mode: ``measured`` where it runs, ``composed`` where a report puts it together.
         twin: Whether this is the second of the two autoregressive arms.
         model_options: The options that hold a model, each with its stand-ins from the embedded family.
         drafter_options: The options that hold trained weights of the method's own, each with its stand-ins.
@@ -57,6 +72,7 @@ class Arm:
     name: str
     options: dict[str, Any]
     draft_latency_ms: float | None = None
+    latency_mode: str = "measured"
     twin: bool = False
     model_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     drafter_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -65,10 +81,40 @@ class Arm:
         """The options as the method's own class."""
         return options_class.model_validate_json(json.dumps(self.options))
 
+    @property
+    def models(self) -> list[str]:
+        """The models that its options name."""
+        return self._given(self.model_options)
+
+    @property
+    def drafters(self) -> list[str]:
+        """The trained weights of its method's own that they name."""
+        return self._given(self.drafter_options)
+
+    def _given(self, options: Iterable[str]) -> list[str]:
+        return [self.options[option] for option in options if self.options.get(option) is not None]
+
+    @property
+    def chain(self) -> int | None:
+        """Tokens of its drafts, at most, where they are chains of a draft model."""
+        if self.method != DRAFT_MODEL or self.options["tree"] is not None:
+            return None
+        return int(self.options["gamma"])
+
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything that the arms of one comparison share."""
+    """Everything that the arms of one comparison share.
+
+    Attributes:
+        index: Its place in the plan.
+        target: The target.
+        prompts: The prompts.
+        decode: How texts are decoded.
+        machine: What it runs on.
+        arms: What runs.
+        composed: Arms that do not run: traces and forward times stand for them.
+    """
 
     index: int
     target: TargetSpec
@@ -76,6 +122,51 @@ class Cell:
     decode: DecodeSettings
     machine: MachineSettings
     arms: tuple[Arm, ...]
+    composed: tuple[Arm, ...] = ()
+
+    @property
+    def all_arms(self) -> tuple[Arm, ...]:
+        """Those that run, and those that are composed."""
+        return self.arms + self.composed
+
+    @property
+    def chains(self) -> dict[tuple[str, str], int]:
+        """Tokens of the longest chains by draft model and proposal, ``argmax`` or ``sample``."""
+        found: dict[tuple[str, str], int] = {}
+        for arm in self.all_arms:
+            if arm.chain is not None:
+                drawn = self.decode.temperature > 0 and arm.options["proposal"] != "argmax"
+                key = arm.options["draft"], "sample" if drawn else "argmax"
+                found[key] = max(found.get(key, 0), arm.chain)
+        return found
+
+    @property
+    def text_id(self) -> str:
+        """The same for cells whose autoregressive texts are the same, whatever their batch size."""
+        decode = self.decode.model_copy(update={"batch_size": 1})
+        return repr((self.target, self.prompts, decode, self.machine))
+
+
+@dataclass(frozen=True)
+class Studies:
+    """What is measured beside the trials.
+
+    Attributes:
+        targets: The models of the targets, whether or not they have cells.
+        machines: Every setting in which forward times and scores are taken.
+        traces: What draft models would propose.
+        latencies: How long forwards take.
+        scores: How skilled models are.
+    """
+
+    targets: tuple[ModelSpec, ...] = ()
+    machines: tuple[MachineSettings, ...] = ()
+    traces: TraceSection | None = None
+    latencies: LatencySection | None = None
+    scores: ScoreSection | None = None
+
+    def __bool__(self) -> bool:
+        return any(section is not None for section in (self.traces, self.latencies, self.scores))
 
 
 @dataclass(frozen=True)
@@ -85,11 +176,53 @@ class Plan:
     experiment_name: str
     cells: tuple[Cell, ...]
     measure: MeasureSettings
+    studies: Studies = Studies()
 
     @property
     def trials(self) -> Iterator[tuple[Cell, Arm]]:
-        """Every arm of every cell, in order."""
+        """Every arm of every cell that runs, in order."""
         return ((cell, arm) for cell in self.cells for arm in cell.arms)
+
+    @property
+    def texts(self) -> list[Cell]:
+        """One cell of those whose texts are the same: what is true of the texts of one holds for the others."""
+        return list({cell.text_id: cell for cell in self.cells}.values())
+
+    @property
+    def traces(self) -> int:
+        """How many traces the section asks for."""
+        return 0 if self.studies.traces is None else sum(len(cell.chains) for cell in self.texts)
+
+    @property
+    def latencies(self) -> LatencySection | None:
+        """The section with every model named and every default but the context's resolved; None without one."""
+        section = self.studies.latencies
+        if section is None:
+            return None
+        chains = {arm.chain for cell in self.cells for arm in cell.all_arms} - {None}
+        drafted = {2, *(gamma + 1 for gamma in chains if gamma)} if chains else set()
+        found = {
+            "models": self._studied(section.models),
+            "query_tokens": section.query_tokens or tuple(sorted({1, *drafted})),
+            "batch_sizes": section.batch_sizes
+            or tuple(dict.fromkeys(cell.decode.batch_size for cell in self.cells))
+            or (1,),
+        }
+        return section.model_copy(update=found)
+
+    @property
+    def scores(self) -> ScoreSection | None:
+        """The section with every model named, random ones left out: they have no skill; None without one."""
+        section = self.studies.scores
+        if section is None:
+            return None
+        skilled = [model for model in self._studied(section.models) if not is_random(model)]
+        return section.model_copy(update={"models": tuple(skilled)})
+
+    def _studied(self, more: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
+        """The targets, the draft models of all arms, and ``more``, each once."""
+        drafts = (model for cell in self.cells for arm in cell.all_arms for model in arm.models)
+        return tuple(dict.fromkeys([*self.studies.targets, *drafts, *more]))
 
 
 def expand(experiment: Experiment, options_class: OptionsClass) -> Plan:
@@ -123,6 +256,7 @@ def read_plan(document: Document, options_class: OptionsClass) -> tuple[Experime
 
 def _plan(experiment: Experiment, options_class: OptionsClass, faults: Faults) -> Plan:
     shared = _arms(experiment.methods, options_class, faults)
+    found = list(shared)
     cells: list[Cell] = []
     names: set[str] = set()
     for index, target in enumerate(experiment.targets):
@@ -130,10 +264,71 @@ def _plan(experiment: Experiment, options_class: OptionsClass, faults: Faults) -
         if name in names:
             faults.add(("targets", index), "another target has that name; a label tells them apart", got=name)
         names.add(name)
-        arms = _with_twins([*_arms(target.methods, options_class, faults), *shared], faults)
+        own = _arms(target.methods, options_class, faults)
+        found += own
+        arms, composed = split(_with_twins([*own, *shared], faults))
         for machine, prompts, decode in product(experiment.machine, experiment.prompts, experiment.decode):
-            cells.append(Cell(len(cells), target.spec, prompts, decode, machine, arms))
-    return Plan(experiment.name, tuple(cells), experiment.measure)
+            cells.append(Cell(len(cells), target.spec, prompts, decode, machine, arms, composed))
+    _check_studies(experiment, found, faults)
+    studies = Studies(
+        tuple(target.spec.model for target in experiment.targets),
+        experiment.machine,
+        experiment.traces,
+        experiment.latencies,
+        experiment.scores,
+    )
+    return Plan(experiment.name, tuple(cells), experiment.measure, studies)
+
+
+def split(arms: Sequence[Arm]) -> tuple[tuple[Arm, ...], tuple[Arm, ...]]:
+    """The arms that run, and those that are composed."""
+    return (
+        tuple(arm for arm in arms if arm.latency_mode != COMPOSED),
+        tuple(arm for arm in arms if arm.latency_mode == COMPOSED),
+    )
+
+
+def _check_studies(experiment: Experiment, found: "Sequence[_Found]", faults: Faults) -> None:
+    """Note what the sections and the arms that are to be composed cannot do for one another."""
+    composed = [item for item in found if item.arm.latency_mode == COMPOSED]
+    if experiment.traces is not None and found and all(item.arm.chain is None for item in found) and not composed:
+        faults.add(("traces",), f"no arm is a {DRAFT_MODEL} that drafts chains, so there is nothing to trace")
+    for item in composed:
+        if item.arm.chain is None:
+            faults.add(
+                (*item.entry.key, "latency_mode"), f"only chains of a {DRAFT_MODEL} can be composed", got=COMPOSED
+            )
+    if not composed:
+        return
+    key = (*composed[0].entry.key, "latency_mode")
+    for name, gives in (("traces", "what drafts would be accepted"), ("latencies", "how long forwards take")):
+        if getattr(experiment, name) is None:
+            faults.add(key, f"composed needs the section {name}, which says {gives}")
+    for decode in experiment.decode:
+        if decode.rule_name not in TRACED_RULES and (decode.temperature > 0 or decode.rule_name == "synthetic"):
+            faults.add(("decode", "rule"), "under it a text depends on its drafts, so no arm can be composed",
+                       got=decode.rule_name)  # fmt: skip
+    _check_reach(experiment, [item.arm for item in composed], faults)
+
+
+def _check_reach(experiment: Experiment, composed: Sequence[Arm], faults: Faults) -> None:
+    """Note where the forward times that are asked for do not enclose those that composing takes."""
+    section = experiment.latencies
+    if section is None:
+        return
+    if "eager" not in section.modes:
+        faults.add(("latencies", "modes"), "composed arms take the times of eager forwards", got=list(section.modes))
+    gammas = [arm.chain for arm in composed if arm.chain is not None]
+    needed = {
+        "query_tokens": [1, *(gamma + 1 for gamma in gammas)],
+        "batch_sizes": [decode.batch_size for decode in experiment.decode],
+    }
+    for name, values in needed.items():
+        given = getattr(section, name)
+        beyond = [value for value in values if given is not None and not min(given) <= value <= max(given)]
+        if beyond:
+            faults.add(("latencies", name), f"composed arms need {max(beyond)}, and nothing is said beyond what is "
+                       "measured", got=list(given))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,6 +378,7 @@ def _arm(entry: MethodEntry, point: Point, model: type[BaseModel], faults: Fault
         name="",
         options=options.model_dump(mode="json"),
         draft_latency_ms=common.draft_latency_ms,
+        latency_mode=common.latency_mode,
         model_options=options_declared(model, "model"),
         drafter_options=options_declared(model, "drafter"),
     )
@@ -194,7 +390,10 @@ def _part(point: Point, model: type[BaseModel], *, inside: bool) -> Point:
     return Point(kept, point.origins)
 
 
-_STAND_INS = {"model": ("pico-wide", "pico-deep"), "drafter": ()}
+DRAFTS = ("pico-wide", "pico-deep", "pico-flat", "pico-tall", "pico-small", "pico-large")
+"""The draft models of the embedded family."""
+
+_STAND_INS = {"model": DRAFTS, "drafter": ()}
 
 
 def options_declared(model: type[BaseModel], kind: Literal["model", "drafter"]) -> dict[str, tuple[str, ...]]:
@@ -221,7 +420,7 @@ def _with_twins(found: Sequence[_Found], faults: Faults) -> tuple[Arm, ...]:
             if baseline is not None:
                 faults.add(item.entry.key, "autoregressive is given twice; its second arm is made without asking")
             baseline = item.arm
-        elif same := [other for other in others if _same(item.arm, other.arm)]:
+        elif same := [other for other in others if same_work(item.arm, other.arm)]:
             faults.add(item.entry.key, f"an arm with the same options stands at {dotted(same[0].entry.key)}")
         else:
             others.append(item)
@@ -229,12 +428,13 @@ def _with_twins(found: Sequence[_Found], faults: Faults) -> tuple[Arm, ...]:
     return named((first, replace(first, twin=True), *(item.arm for item in others)))
 
 
-def _same(arm: Arm, other: Arm) -> bool:
+def same_work(arm: Arm, other: Arm) -> bool:
+    """Whether two arms differ in name alone."""
     return _identity(arm) == _identity(other)
 
 
-def _identity(arm: Arm) -> tuple[str, str, float | None, bool]:
-    return arm.method, _canonical(arm.options), arm.draft_latency_ms, arm.twin
+def _identity(arm: Arm) -> tuple[str, str, float | None, str, bool]:
+    return arm.method, canonical(arm.options), arm.draft_latency_ms, arm.latency_mode, arm.twin
 
 
 def named(arms: Sequence[Arm]) -> tuple[Arm, ...]:
@@ -274,8 +474,9 @@ def _leaves(arm: Arm, models: Mapping[str, str]) -> dict[str, str]:
     """Every option that holds one value, nested ones with a dotted name, as short text."""
     leaves = dict(_flat("", arm.options))
     leaves |= {name: models[leaves[name]] for name in arm.model_options if leaves.get(name) in models}
-    latency = arm.draft_latency_ms
-    return {**leaves, "latency": "measured" if latency is None else f"{latency:g}ms"}
+    latency = "" if arm.draft_latency_ms is None else f"{arm.draft_latency_ms:g}ms"
+    is_composed = arm.latency_mode == COMPOSED
+    return {**leaves, "latency": f"{COMPOSED} {latency}".rstrip() if is_composed else latency or "measured"}
 
 
 def _flat(prefix: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -296,12 +497,13 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def _canonical(value: object) -> str:
+def canonical(value: object) -> str:
+    """A value as JSON that is the same wherever the values are."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
 def config_hash(arm: Arm, cell: Cell) -> str:
@@ -339,59 +541,3 @@ def trial_id(
             "measurement": measurement_version,
         }
     )
-
-
-def rehearsal(plan: Plan) -> Plan:
-    """The same grid, small enough for any machine: the embedded family for every model, few short prompts.
-
-    Cells and arms that become equal are kept once; drafts that differ stay different as far as they can.
-    """
-    cells: list[Cell] = []
-    for cell in plan.cells:
-        small = replace(
-            cell,
-            index=len(cells),
-            target=TargetSpec(model="pico"),
-            prompts=PromptSettings(
-                source="stdlib", count=min(cell.prompts.number, 4), max_prompt_tokens=_at_most(cell)
-            ),
-            decode=_small_decode(cell.decode),
-            machine=cell.machine.model_copy(update={"device": "cpu", "dtype": "auto", "attention": "auto"}),
-            arms=_small_arms(cell.arms),
-        )
-        if not any(replace(small, index=other.index) == other for other in cells):
-            cells.append(small)
-    return Plan(f"{plan.experiment_name}-rehearsal", tuple(cells), plan.measure)
-
-
-def _at_most(cell: Cell) -> int:
-    return min(cell.prompts.max_prompt_tokens or 128, 128)
-
-
-def _small_decode(decode: DecodeSettings) -> DecodeSettings:
-    tokens = min(decode.max_new_tokens, 32)
-    return decode.model_copy(
-        update={
-            "max_new_tokens": tokens,
-            "min_new_tokens": min(decode.min_new_tokens, tokens),
-            "batch_size": min(decode.batch_size, 4),
-            "chat_template_kwargs": {},
-        }
-    )
-
-
-def _small_arms(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    stand_ins: dict[str, dict[str, str]] = {}  # option -> model -> its stand-in, the same in every arm
-    kept: list[Arm] = []
-    for arm in arms:
-        options = dict(arm.options)
-        for option, family in {**arm.model_options, **arm.drafter_options}.items():
-            if options[option] is not None and family:
-                seen = stand_ins.setdefault(option, {})
-                model = _canonical(options[option])
-                own = options[option] if options[option] in family else family[len(seen) % len(family)]
-                options[option] = seen.setdefault(model, own)
-        small = replace(arm, options=options)
-        if not any(_same(small, other) for other in kept):
-            kept.append(small)
-    return named(kept)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from specbench.bench.prompts import Prompt, PromptSet, load_prompts
 from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticRule, TypicalRule
@@ -19,6 +20,8 @@ from specbench.models.zoo import ZOO
 
 MEASUREMENT_VERSION = 1
 """Raised whenever the protocol changes so that old numbers must not stand beside new ones."""
+
+T = TypeVar("T")
 
 PromptReader = Callable[..., PromptSet]
 """From prompt settings and a target to the prompts of a cell."""
@@ -80,7 +83,7 @@ class ReadyCell:
     @property
     def target_sha(self) -> str:
         """Hash of the target's weights and tokenizer."""
-        return hashlib.sha256(f"{self.target.weights_sha} {self.target.tokenizer_sha}".encode()).hexdigest()[:16]
+        return target_sha(self.target)
 
     def blocks(self, limit: int | None = None) -> list[Block]:
         """The prompts in batches, the last one partial where it does not come out even.
@@ -108,7 +111,7 @@ class ReadyCell:
 
 
 def ready(plan: Plan, zoo: Path = ZOO, read_prompts: PromptReader = load_prompts) -> list[ReadyCell]:
-    """Find every model, check every draft against its target, read and tokenise every prompt.
+    """Find every model, of the studies as well; check every draft against its target, read and tokenise every prompt.
 
     Args:
         plan: What an experiment comes to.
@@ -118,36 +121,88 @@ def ready(plan: Plan, zoo: Path = ZOO, read_prompts: PromptReader = load_prompts
     Raises:
         ConfigError: One line for each thing that is missing or does not fit; nothing was run.
     """
-    sources: dict[str, Source] = {}
+    shared = _Shared(zoo, read_prompts)
     faults: list[str] = []
     cells: list[ReadyCell] = []
     for cell in plan.cells:
         try:
-            cells.append(_ready_cell(cell, sources, zoo, faults, read_prompts))
+            cells.append(_ready_cell(cell, shared, faults))
         except SpecbenchError as error:
             faults.append(str(error))
+    for model in _studied(plan):
+        try:
+            shared.source(model)
+        except SpecbenchError as error:
+            faults.append(str(error))
+    for setting in plan.studies.machines:
+        _noting(faults, setting)
     if faults:
         raise ConfigError("\n".join(_grouped(faults)))
     return cells
 
 
-def _ready_cell(
-    cell: Cell, sources: dict[str, Source], zoo: Path, faults: list[str], read_prompts: PromptReader
-) -> ReadyCell:
+def _studied(plan: Plan) -> Iterator[str | RandomModel]:
+    """The models whose forwards are timed, or whose skill is measured."""
+    for section in (plan.latencies, plan.scores):
+        yield from () if section is None else section.models
+
+
+class _Shared:
+    """What cells have in common: looked for once, and so are its faults, however many cells ask."""
+
+    def __init__(self, zoo: Path, read_prompts: PromptReader) -> None:
+        self._zoo, self._read_prompts = zoo, read_prompts
+        self._found: dict[str, Any] = {}
+
+    def source(self, model: str | RandomModel) -> Source:
+        """A model."""
+        return self._once(f"source {model!r}", lambda: locate(model, self._zoo))
+
+    def draft(self, model: str, target: str | RandomModel) -> Source:
+        """A model that has the target's token map."""
+
+        def checked() -> Source:
+            draft = self.source(model)
+            check_same_token_map(self.source(target), draft)
+            return draft
+
+        return self._once(f"draft {model!r} {target!r}", checked)
+
+    def drafter(self, name: str) -> DrafterFiles:
+        """Trained weights of a method's own."""
+        return self._once(f"drafter {name}", lambda: locate_drafter(name, self._zoo))
+
+    def prompts(self, cell: Cell) -> PromptSet:
+        """The prompts of a cell."""
+        decode, target = cell.decode, cell.target.model
+        room = {
+            "max_new_tokens": decode.max_new_tokens,
+            "chat_template_kwargs": decode.chat_template_kwargs,
+            "turns": decode.turns,
+        }
+        return self._once(
+            f"prompts {cell.prompts!r} {target!r} {room}",
+            lambda: self._read_prompts(cell.prompts, self.source(target), **room),
+        )
+
+    def _once(self, key: str, find: Callable[[], T]) -> T:
+        if key not in self._found:
+            try:
+                self._found[key] = find()
+            except SpecbenchError as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, SpecbenchError):
+            raise found
+        return cast("T", found)
+
+
+def _ready_cell(cell: Cell, shared: _Shared, faults: list[str]) -> ReadyCell:
     where = _noting(faults, cell.machine)
-    target = _source(cell.target.model, sources, zoo)
-    drafts = {arm.name: [_source(name, sources, zoo) for name in model_names(arm)] for arm in cell.arms}
-    for models in drafts.values():
-        for draft in models:
-            check_same_token_map(target, draft)
-    drafters = {arm.name: [locate_drafter(name, zoo) for name in drafter_names(arm)] for arm in cell.arms}
-    prompts = read_prompts(
-        cell.prompts,
-        target,
-        max_new_tokens=cell.decode.max_new_tokens,
-        chat_template_kwargs=cell.decode.chat_template_kwargs,
-        turns=cell.decode.turns,
-    )
+    target = shared.source(cell.target.model)
+    drafts = {arm.name: [shared.draft(name, cell.target.model) for name in arm.models] for arm in cell.all_arms}
+    drafters = {arm.name: [shared.drafter(name) for name in arm.drafters] for arm in cell.arms}
+    prompts = shared.prompts(cell)
     resolved = replace(cell, machine=resolved_machine(cell.machine, where, target))
     trials = {
         arm.name: trial_id(
@@ -172,34 +227,18 @@ def _noting(faults: list[str], machine: MachineSettings) -> Placement:
         return placement(machine.model_copy(update={"device": "cpu"}))
 
 
+def target_sha(target: Source) -> str:
+    """Hash of a target's weights and tokenizer: what tells its rows from those of any other."""
+    return hashlib.sha256(f"{target.weights_sha} {target.tokenizer_sha}".encode()).hexdigest()[:16]
+
+
 def _shas(*sources: Source | DrafterFiles) -> str:
     return " ".join(source.weights_sha for source in sources)
 
 
-def _source(reference: str | RandomModel, sources: dict[str, Source], zoo: Path) -> Source:
-    key = repr(reference)
-    if key not in sources:
-        sources[key] = locate(reference, zoo)
-    return sources[key]
-
-
-def model_names(arm: Arm) -> list[str]:
-    """The models that an arm's options name."""
-    return _named_by(arm, arm.model_options)
-
-
-def drafter_names(arm: Arm) -> list[str]:
-    """The trained weights of its method's own that an arm's options name."""
-    return _named_by(arm, arm.drafter_options)
-
-
 def loaded_names(arm: Arm) -> list[str]:
     """All that is loaded for an arm beside the target."""
-    return [*model_names(arm), *drafter_names(arm)]
-
-
-def _named_by(arm: Arm, options: Iterable[str]) -> list[str]:
-    return [arm.options[option] for option in options if arm.options.get(option) is not None]
+    return [*arm.models, *arm.drafters]
 
 
 def resolved_machine(machine: MachineSettings, where: Placement, target: Source) -> MachineSettings:

@@ -4,29 +4,34 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
 from specbench.analysis.intervals import MIN_UNITS, estimand
-from specbench.bench.cells import model_names
 from specbench.bench.forecast import PRECISIONS, Forecast, forecast
 from specbench.bench.machine import machine_slug
 from specbench.bench.progress import duration
 from specbench.bench.prompt_encoding import limit_of
-from specbench.config import RandomModel
+from specbench.config import LatencySection, MachineSettings, ModelSpec, RandomModel, ScoreSection
 from specbench.errors import SpecbenchError
 from specbench.grid import Cell, Plan
 from specbench.models.loader import Placement, placement
-from specbench.models.shapes import shape_of_hub_id
+from specbench.models.shapes import numbers_of, shape_of_hub_id
 from specbench.models.source import Source, locate
 from specbench.models.zoo import ZOO
 
 # What a machine reads per second when a step is bound by reading weights; a guess within a factor of three.
 _CPU_BYTES_PER_S = 5e9
 _GPU_BYTES_PER_S = 1.5e12
+# What it computes per second when many tokens share the reading of weights; as rough.
+_CPU_OPERATIONS_PER_S = 3e10
+_GPU_OPERATIONS_PER_S = 1e14
+_COMPILE_S = 10
 # Where the experiment does not cut prompts, a conversation's first turn is about this long.
 _TYPICAL_PROMPT_TOKENS = 128
+_TYPICAL_TEXT_TOKENS = 5000
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,7 @@ class Size:
 
 def size_of(source: Source, dtype: torch.dtype) -> Size:
     """From its configuration alone."""
-    config = source.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    values = 2 * config.num_hidden_layers * kv_heads * head_dim
+    values = numbers_of(source.config).kv_values_per_token
     return Size(source.parameters * dtype.itemsize, values * dtype.itemsize)
 
 
@@ -69,17 +70,23 @@ def dry_run(
     console = console or Console()
     title = f"{plan.experiment_name}{' (rehearsal)' if rehearse else ''}"
     estimates = [_estimate(cell, plan, limit, zoo) for cell in plan.cells]
-    rows = [_words(cell, plan, estimate) for cell, estimate in zip(plan.cells, estimates, strict=True)]
+    studies, missing = _studies(plan, limit, zoo)
+    problems = dict.fromkeys([*(problem for estimate in estimates for problem in estimate.problems), *missing])
     console.print(title, style="bold", highlight=False, markup=False)
-    forecasts = [_forecast(cell, plan, estimate, results) for cell, estimate in zip(plan.cells, estimates, strict=True)]
     for line in [
-        *_aligned(_COLUMNS, rows),
-        *_arms(plan),
-        *_totals(plan, estimates),
-        *_precision(plan, forecasts),
-        *_problems(estimates),
+        *(_trials(plan, estimates, results) if plan.cells else []),
+        *studies,
+        *(f"missing here: {problem}" for problem in problems),
     ]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _trials(plan: Plan, estimates: "list[_Estimate]", results: Path | None) -> Iterator[str]:
+    pairs = list(zip(plan.cells, estimates, strict=True))
+    yield from _aligned(_COLUMNS, [_words(cell, plan, estimate) for cell, estimate in pairs])
+    yield from _arms(plan)
+    yield from _totals(plan, estimates)
+    yield from _precision(plan, [_forecast(cell, plan, estimate, results) for cell, estimate in pairs])
 
 
 # The columns, and whether each holds numbers.
@@ -109,9 +116,9 @@ def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate
     runs = blocks * plan.measure.repeats + min(blocks, plan.measure.phase_blocks) + plan.measure.warmup
     batches = runs * len(cell.arms)
     problems: list[str] = []
-    where = _where(cell, problems)
+    where = _placed(cell.machine, problems)
     target = _size(cell.target.model, where, zoo, problems)
-    drafts = {name: _size(name, where, zoo, problems) for arm in cell.arms for name in model_names(arm)}
+    drafts = {name: _size(name, where, zoo, problems) for arm in cell.arms for name in arm.models}
     if target is None or None in drafts.values():
         return _Estimate(prompts, blocks, batches, None, None, tuple(problems))
     prompt_tokens = limit_of(cell.prompts) or _TYPICAL_PROMPT_TOKENS
@@ -123,14 +130,14 @@ def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate
     return _Estimate(prompts, blocks, batches, memory, batches * cell.decode.max_new_tokens * step_s, tuple(problems))
 
 
-def _where(cell: Cell, problems: list[str]) -> Placement:
+def _placed(machine: MachineSettings, problems: list[str]) -> Placement:
     """Where models would go; where that is missing, the estimate is of such a machine all the same."""
     try:
-        return placement(cell.machine)
+        return placement(machine)
     except SpecbenchError as error:
         problems.append(str(error))
-        known = placement(cell.machine.model_copy(update={"device": "cpu"}))
-        dtype = torch.bfloat16 if cell.machine.dtype == "auto" else known.dtype
+        known = placement(machine.model_copy(update={"device": "cpu"}))
+        dtype = torch.bfloat16 if machine.dtype == "auto" else known.dtype
         return Placement(torch.device("cuda"), dtype, known.attention)
 
 
@@ -165,12 +172,13 @@ def _words(cell: Cell, plan: Plan, estimate: _Estimate) -> list[str]:
         str(len(cell.arms)),
         f"{estimate.blocks} x {plan.measure.repeats}",
         f"{estimate.batches:,}",
-        unknown if estimate.total_bytes is None else _bytes(estimate.total_bytes),
+        unknown if estimate.total_bytes is None else in_bytes(estimate.total_bytes),
         unknown if estimate.seconds is None else duration(estimate.seconds),
     ]
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """``585 kB``, ``13.5 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -182,7 +190,8 @@ def _arms(plan: Plan) -> Iterator[str]:
     """The arms, one a line; once for cells that have the same."""
     cells: dict[tuple[str, ...], list[str]] = {}
     for cell in plan.cells:
-        targets = cells.setdefault(tuple(arm.name for arm in cell.arms), [])
+        composed = (f"{arm.name} (does not run)" for arm in cell.composed)
+        targets = cells.setdefault((*(arm.name for arm in cell.arms), *composed), [])
         if cell.target.name not in targets:
             targets.append(cell.target.name)
     for names, targets in cells.items():
@@ -206,13 +215,108 @@ def _totals(plan: Plan, estimates: list[_Estimate]) -> list[str]:
     return [*lines, interval]
 
 
-def _problems(estimates: list[_Estimate]) -> Iterator[str]:
-    problems = dict.fromkeys(problem for estimate in estimates for problem in estimate.problems)
-    yield from (f"missing here: {problem}" for problem in problems)
-
-
 def _full_blocks(cell: Cell, estimate: _Estimate) -> int:
     return estimate.prompts // cell.decode.batch_size
+
+
+# --- beside the trials
+
+
+def _studies(plan: Plan, limit: int | None, zoo: Path) -> tuple[list[str], list[str]]:
+    """A line for each kind of study, and what is missing for it."""
+    problems: list[str] = []
+    weigh = _Scales(zoo, problems)
+    lines = []
+    if plan.traces:
+        seconds = [_trace_s(plan, cell, limit, weigh) for cell in plan.texts]
+        lines.append(f"{_counted(plan.traces, 'trace')}{_roughly(seconds)}")
+    if (latencies := plan.latencies) is not None:
+        points = latencies.points * len(latencies.models) * len(plan.studies.machines)
+        seconds = [_latency_s(latencies, weigh(model, machine)) for model, machine in _each(plan, latencies.models)]
+        lines.append(f"{_counted(points, 'forward time')} of {_counted(len(latencies.models), 'model')}"
+                     f"{_roughly(seconds)}")  # fmt: skip
+    if (scores := plan.scores) is not None:
+        count = len(scores.models) * len(scores.data) * len(plan.studies.machines)
+        seconds = [_score_s(scores, weigh(model, machine)) for model, machine in _each(plan, scores.models)]
+        lines.append(f"{_counted(count, 'score')} on {', '.join(scores.data)}{_roughly(seconds)}")
+    return lines, problems
+
+
+def _each(plan: Plan, models: Sequence[ModelSpec]) -> Iterator[tuple[ModelSpec, MachineSettings]]:
+    return ((model, machine) for machine in plan.studies.machines for model in models)
+
+
+class _Weighed(NamedTuple):
+    """What decides how long a model's forwards take.
+
+    Attributes:
+        weights_s: To read all of its weights once.
+        kv_s: To read what one token has left in its cache.
+        token_s: To compute one token of a long text.
+    """
+
+    weights_s: float
+    kv_s: float
+    token_s: float
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Weighs models, and notes those that are out of reach."""
+
+    zoo: Path
+    problems: list[str]
+
+    def __call__(self, model: ModelSpec, machine: MachineSettings) -> _Weighed | None:
+        where = _placed(machine, self.problems)
+        size = _size(model, where, self.zoo, self.problems)
+        if size is None:
+            return None
+        on_gpu = where.device.type == "cuda"
+        rate = _GPU_BYTES_PER_S if on_gpu else _CPU_BYTES_PER_S
+        operations = 2 * size.weights / where.dtype.itemsize
+        per_s = _GPU_OPERATIONS_PER_S if on_gpu else _CPU_OPERATIONS_PER_S
+        return _Weighed(size.weights / rate, size.kv_per_token / rate, operations / per_s)
+
+
+def _trace_s(plan: Plan, cell: Cell, limit: int | None, weigh: _Scales) -> float | None:
+    """The target's own texts, a group at a time, and behind each of their tokens a draft of every draft model."""
+    section = plan.studies.traces
+    target = weigh(cell.target.model, cell.machine)
+    drafts = {key: weigh(key[0], cell.machine) for key in cell.chains}
+    if section is None or target is None or None in drafts.values():
+        return None
+    prompts = cell.prompts.number * cell.decode.turns
+    prompts = min(prompts, limit or prompts)
+    steps = -(-prompts // section.group) * cell.decode.max_new_tokens
+    gammas = {key: max(longest, section.gamma) for key, longest in cell.chains.items()}
+    tokens = prompts * cell.decode.max_new_tokens
+    drafted = sum(gammas[key] * tokens * draft.token_s for key, draft in drafts.items() if draft is not None)
+    return steps * target.weights_s + drafted
+
+
+def _latency_s(section: LatencySection, model: _Weighed | None) -> float | None:
+    if model is None:
+        return None
+    forwards = section.rounds * section.burst
+    cached = max(section.context_tokens or (_TYPICAL_PROMPT_TOKENS,)) * max(section.batch_sizes or (1,))
+    compiled = _COMPILE_S * section.points * ("compiled" in section.modes) / len(section.modes)
+    return section.points * forwards * (model.weights_s + cached * model.kv_s) + compiled
+
+
+def _score_s(section: ScoreSection, model: _Weighed | None) -> float | None:
+    if model is None or section.count is None:
+        return None
+    return len(section.data) * section.count * _TYPICAL_TEXT_TOKENS * model.token_s
+
+
+def _roughly(seconds: Sequence[float | None]) -> str:
+    known = [value for value in seconds if value is not None]
+    return f", roughly {duration(sum(known))}" if len(known) == len(seconds) else ""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 # --- the precision to expect
@@ -227,7 +331,7 @@ _PRECISION_COLUMNS = {
 
 def _forecast(cell: Cell, plan: Plan, estimate: _Estimate, results: Path | None) -> Forecast:
     missing: list[str] = []
-    where = _where(cell, missing)
+    where = _placed(cell.machine, missing)
     folder = results / plan.experiment_name / machine_slug(where.device) if results and not missing else None
     return forecast(cell, _full_blocks(cell, estimate), plan.measure.repeats, folder)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,55 @@ from specbench.errors import ConfigError, ResultsError
 from specbench.grid import Arm
 from specbench.records.store import Store
 
+_BLOCK = ["cell", "process", "block", "repeat"]
+_COLUMNS = [
+    *_BLOCK, "trial_id", "method", "options", "target", "dtype", "batch_size", "status", "reason", "verdict",
+]  # fmt: skip
+_MAY_DO_BETTER = ("oom", "timeout", "error", "skipped")
+
+
+class Past:
+    """What the blocks of a results folder say of themselves, read once: opening thousands of parts takes its time.
+
+    Attributes:
+        store: The folder.
+        rows: Every request, by some of its columns.
+
+    Raises:
+        ResultsError: A part is unreadable or of another schema version.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.rows = store.read("requests", _COLUMNS) if store.has("requests") else store.none_of("requests", _COLUMNS)
+
+    def failed_blocks(self) -> set[tuple[str, int, int, int]]:
+        """Cell, process, block and repeat of every block in which an arm failed that might do so no more."""
+        failed = self.rows[self.rows["status"].isin(_MAY_DO_BETTER)][_BLOCK].drop_duplicates()
+        return {
+            (str(cell), int(process), int(block), int(repeat)) for cell, process, block, repeat in failed.to_numpy()
+        }
+
+    def and_now(self, keys: Collection[str]) -> pd.DataFrame:
+        """The rows with those that have been written under some keys since."""
+        if not keys or not self.store.has("requests"):
+            return self.rows
+        new = self.store.read("requests", _COLUMNS, keys)
+        replaced = pd.MultiIndex.from_frame(self.rows[_BLOCK]).isin(pd.MultiIndex.from_frame(new[_BLOCK]))
+        return pd.concat([self.rows[~replaced], new], ignore_index=True) if len(self.rows) else new
+
 
 class OutOfMemory:
     """The smallest batch size at which each arm ran out of memory; larger ones need not be tried."""
 
-    def __init__(self, store: Store | None) -> None:
-        """From earlier blocks of the store; knowing nothing where that is None."""
+    def __init__(self, past: Past | None) -> None:
+        """From earlier blocks; knowing nothing where that is None."""
         self._least: dict[tuple[Any, ...], int] = {}
+        if past is None:
+            return
         columns = ["target", "dtype", "method", "options", "batch_size"]
-        rows = _with_status(store, ["oom"], columns) if store else None
-        for *key, size in () if rows is None else rows.itertuples(index=False):
+        rows = past.rows[past.rows["status"] == "oom"][columns].drop_duplicates()
+        for *key, size in rows.itertuples(index=False):
             self._note(tuple(key), int(size))
 
     def note(self, cell: ReadyCell, arm: Arm) -> None:
@@ -53,28 +92,14 @@ def fastest_so_far(store: Store) -> dict[str, str]:
     return decided
 
 
-def _with_status(store: Store, statuses: Sequence[str], columns: list[str]) -> pd.DataFrame:
-    """What requests of these statuses have in some columns, each once."""
-    if not (store.folder / "requests.parquet").exists():
-        return pd.DataFrame(columns=columns)
-    rows = store.read("requests", [*columns, "status"])
-    return rows[rows["status"].isin(statuses)][columns].drop_duplicates()
-
-
-def failed_blocks(store: Store) -> set[tuple[str, int, int, int]]:
-    """Cell, process, block and repeat of every block in which an arm failed that might do so no more."""
-    columns = ["cell", "process", "block", "repeat"]
-    failed = _with_status(store, ["oom", "timeout", "error", "skipped"], columns)
-    return {(str(cell), int(process), int(block), int(repeat)) for cell, process, block, repeat in failed.to_numpy()}
-
-
 def close_stale_runs(store: Store) -> None:
     """A run that still says ``running`` was killed: nobody else writes here now."""
     if not (store.folder / "runs.parquet").exists():
         return
     for old in store.read("runs").to_dict("records"):
         if old["status"] == "running":
-            store.write_run({**old, "status": "interrupted"})
+            known = {str(name): None if pd.isna(value) else value for name, value in old.items()}
+            store.write_run(known | {"status": "interrupted"})
 
 
 def _memory_key(cell: ReadyCell, arm: Arm) -> tuple[Any, ...]:

@@ -1,10 +1,14 @@
 """What a run tells while it runs: what is on, how far, time left, speed-up so far; plain lines without a terminal."""
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -221,6 +225,24 @@ def reporter(console: Console, blocks: int, kept: int) -> Reporter:
     """The reporter that fits the console."""
     kind = LiveReporter if console.is_terminal and not console.is_dumb_terminal else PlainReporter
     return kind(console, blocks, kept)
+
+
+@contextmanager
+def narrated(console: Console) -> Iterator[Callable[[str], None]]:
+    """Says what is on where no blocks are counted: in one place on a terminal, else in a line now and then."""
+    if console.is_terminal and not console.is_dumb_terminal:
+        with console.status("preparing") as status:
+            yield lambda words: status.update(escape(words))
+        return
+    last_s = -math.inf
+
+    def now_and_then(words: str) -> None:
+        nonlocal last_s
+        if monotonic_s() - last_s >= _SECONDS_BETWEEN_LINES:
+            last_s = monotonic_s()
+            console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    yield now_and_then
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 A block's rows appear together when its last arm has ended. A run that was killed is started again with the same
 command: blocks that are stored are kept, a block that was cut runs again whole. With ``measure.processes`` the whole
 grid runs in one fresh process after the other: each has every arm in every block, so that pairs stay together.
+After the trials come the studies of the plan, into the same folder.
 """
 
 import gc
@@ -10,12 +11,13 @@ import secrets
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 from rich.console import Console
 
@@ -28,19 +30,20 @@ from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, loaded_
 from specbench.bench.conditions import Conditions, Observer
 from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.dry_run import dry_run
-from specbench.bench.history import OutOfMemory, close_stale_runs, failed_blocks, fastest_so_far, only_writer
+from specbench.bench.history import OutOfMemory, Past, close_stale_runs, fastest_so_far, only_writer
 from specbench.bench.judge import Judge
 from specbench.bench.processes import run_apart
-from specbench.bench.progress import Reporter, reporter
+from specbench.bench.progress import Reporter, narrated, reporter
 from specbench.bench.rows import Place, request_rows, step_rows
+from specbench.bench.studies import StudySummary, run_studies, score_data
 from specbench.bench.turns import LiveArms, Turns
 from specbench.config import MeasureSettings
 from specbench.decode.acceptance import Rule
 from specbench.errors import ConfigError, ResultsError
 from specbench.grid import AUTOREGRESSIVE, Arm, Plan
-from specbench.models.loader import LoadedModel, ModelPool, Placement
+from specbench.models.loader import LoadedModel, ModelPool, Placement, placement
 from specbench.models.zoo import ZOO
-from specbench.records.schema import SCHEMA_VERSION
+from specbench.records.schema import REQUESTS, SCHEMA_VERSION
 from specbench.records.store import Store
 
 __all__ = ["RunSummary", "dry_run", "run"]
@@ -62,6 +65,7 @@ class RunSummary:
         blocks_run: Blocks measured now.
         blocks_kept: Blocks that were there before.
         cautions: What was unstable about the measurement.
+        studies: How traces, forward times and scores ended.
     """
 
     folder: Path
@@ -75,6 +79,7 @@ class RunSummary:
     blocks_run: int = 0
     blocks_kept: int = 0
     cautions: tuple[Caution, ...] = ()
+    studies: StudySummary = field(default_factory=StudySummary)
 
 
 @dataclass(frozen=True)
@@ -137,33 +142,47 @@ def run(
     Raises:
         ConfigError: A model, a draft or the prompts are missing or do not fit, or another run writes to the folder.
         ResultsError: The folder cannot be read or written.
+        UnsupportedError: A data set of the scores is on the hub, which cannot be reached.
         SpecbenchError: One of several processes died.
     """
-    cells = ready(plan, zoo)
+    cells, data = ready(plan, zoo), score_data(plan)
     request = Request(
         results, argv, experiment_yaml, limit, rehearse, retry_failed,
         batch_limit_s=batch_limit_s, zoo=zoo, method_class=method_class,
     )  # fmt: skip
-    folder = _folder(plan, cells, results)
+    folder = _folder(plan, results)
     console = console or Console()
+    summary = _run_trials(plan, cells, request, folder, console) if cells else RunSummary(folder, 0, 0, 0, 0)
+    if plan.studies:
+        with narrated(console) as say:
+            studies = run_studies(
+                plan, cells, data, folder, argv=argv, experiment_yaml=experiment_yaml, limit=limit, zoo=zoo, say=say
+            )
+        summary = replace(summary, studies=studies)
+        console.print(f"beside the trials: {studies.words or 'nothing'}", highlight=False, markup=False, soft_wrap=True)
+    for sentence in [*(f"unstable: {caution.sentence}" for caution in summary.cautions), *summary.studies.sentences]:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    return summary
+
+
+def _run_trials(plan: Plan, cells: list[ReadyCell], request: Request, folder: Path, console: Console) -> RunSummary:
     with only_writer(folder):
         store = Store(folder)
         close_stale_runs(store)
-        runs = [_Run(plan.measure, cells, request, store, process) for process in range(plan.measure.processes)]
+        past = Past(store)
+        runs = [_Run(plan.measure, cells, request, past, process) for process in range(plan.measure.processes)]
         blocks, kept = (sum(getattr(own, name) for own in runs) for name in ("blocks", "kept"))
         with reporter(console, blocks, kept) as progress:
             if len(runs) == 1:
                 runs[0].run(progress)
             else:
                 _run_one_after_the_other(runs, partial(_run_process, plan, request), progress)
-        summary = runs[0].summary(blocks, kept)
-    for caution in summary.cautions:
-        console.print(f"unstable: {caution.sentence}", highlight=False, markup=False, soft_wrap=True)
-    return summary
+        return runs[0].summary(blocks, kept, runs)
 
 
-def _folder(plan: Plan, cells: Sequence[ReadyCell], results: Path) -> Path:
-    return results / plan.experiment_name / machine.machine_slug(cells[0].where.device)
+def _folder(plan: Plan, results: Path) -> Path:
+    first = plan.cells[0].machine if plan.cells else plan.studies.machines[0]
+    return results / plan.experiment_name / machine.machine_slug(placement(first).device)
 
 
 def _run_one_after_the_other(runs: "Sequence[_Run]", work: "partial[None]", progress: Reporter) -> None:
@@ -177,7 +196,7 @@ def _run_one_after_the_other(runs: "Sequence[_Run]", work: "partial[None]", prog
 def _run_process(plan: Plan, request: Request, process: int, progress: Reporter) -> None:
     """What a process of several does: everything is made ready anew, since nothing but settings travels."""
     cells = ready(plan, request.zoo)
-    _Run(plan.measure, cells, request, Store(_folder(plan, cells, request.results)), process).run(progress)
+    _Run(plan.measure, cells, request, Past(Store(_folder(plan, request.results))), process).run(progress)
 
 
 @dataclass
@@ -194,7 +213,21 @@ class _Notes:
     prompts_skipped: dict[str, str] = field(default_factory=dict)
     prompts_stand_in: dict[str, str] = field(default_factory=dict)
     prompts_sha_with_answers: dict[str, str] = field(default_factory=dict)
+    composed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def weigh(self, name: str, model: LoadedModel) -> None:
+        """Note a target or a draft model, by the name that rows have."""
+        self.models[name] = {
+            "parameters": model.parameters,
+            "weight_bytes": model.weight_bytes,
+            "weights_sha": model.weights_sha,
+            "tokenizer_sha": model.tokenizer_sha,
+            "template_sha": model.template_sha,
+            "revision": model.revision,
+            "self_test_difference": model.self_test.difference,
+            "self_test_tolerance": model.self_test.tolerance,
+        }
 
 
 @dataclass(frozen=True)
@@ -210,18 +243,19 @@ class _Run:
     """One process of a run."""
 
     def __init__(
-        self, measure: MeasureSettings, cells: list[ReadyCell], request: Request, store: Store, process: int
+        self, measure: MeasureSettings, cells: list[ReadyCell], request: Request, past: Past, process: int
     ) -> None:
-        self.measure, self.cells, self.request, self.store, self.process = measure, cells, request, store, process
+        self.measure, self.cells, self.request, self.process = measure, cells, request, process
+        self.past, self.store = past, past.store
         self.run_id = f"{timing.utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
         self.work = {cell.name: self._units(cell) for cell in cells}
-        to_retry = failed_blocks(store) if request.retry_failed else set()
+        to_retry = past.failed_blocks() if request.retry_failed else set()
         self.todo = {
             cell.name: [
                 (block, repeat)
                 for block, repeat in self.work[cell.name]
                 if (cell.name, process, block.index, repeat) in to_retry
-                or not store.has_block(cell.block_key(block, repeat, process))
+                or not self.store.has_part("requests", cell.block_key(block, repeat, process))
             ]
             for cell in cells
         }
@@ -230,8 +264,10 @@ class _Run:
         for cell in cells:
             self.notes.prompts_skipped |= cell.prompts.skipped
             self.notes.prompts_stand_in[cell.name] = cell.prompts.frame
-        self.out_of_memory = OutOfMemory(None if request.retry_failed else store)
-        self.decided = fastest_so_far(store)
+            if cell.cell.composed:
+                self.notes.composed[cell.name] = [composed_note(arm) for arm in cell.cell.composed]
+        self.out_of_memory = OutOfMemory(None if request.retry_failed else past)
+        self.decided = fastest_so_far(self.store)
         self.pools: dict[Placement, ModelPool] = {}
 
     def _units(self, cell: ReadyCell) -> list[tuple[Block, int]]:
@@ -298,16 +334,7 @@ class _Run:
             target = pool.get(cell.cell.target.model)
         except Exception as error:  # noqa: BLE001  (a target that cannot be loaded is rows of every arm)
             return failure_of(error)
-        self.notes.models[cell.cell.target.name] = {
-            "parameters": target.parameters,
-            "weight_bytes": target.weight_bytes,
-            "weights_sha": target.weights_sha,
-            "tokenizer_sha": target.tokenizer_sha,
-            "template_sha": target.template_sha,
-            "revision": target.revision,
-            "self_test_difference": target.self_test.difference,
-            "self_test_tolerance": target.self_test.tolerance,
-        }
+        self.notes.weigh(cell.cell.target.name, target)
         return target
 
     def _answered(
@@ -434,7 +461,7 @@ class _Run:
         status = "interrupted"
         try:
             yield
-            status = "done" if not self._counts()["failed"] else "failed"
+            status = "done" if not self._counts(self.past.and_now(self.keys(self.todo)))["failed"] else "failed"
         except KeyboardInterrupt:
             raise
         except BaseException:
@@ -466,20 +493,32 @@ class _Run:
             "status": "running",
         }
 
-    def summary(self, blocks: int, kept: int) -> RunSummary:
-        """How the cells stand, all processes and earlier runs together."""
-        found = tuple(cautions(self._rows()))
-        return RunSummary(self.store.folder, **self._counts(), blocks_run=blocks, blocks_kept=kept, cautions=found)
+    def summary(self, blocks: int, kept: int, runs: "Sequence[_Run]") -> RunSummary:
+        """How the cells stand, all processes and earlier runs together; cautions are of those measured now."""
+        written = {key for own in runs for key in own.keys(own.todo)}
+        counts = self._counts(self.past.and_now(written))
+        touched = {name for own in runs for name, todo in own.todo.items() if todo}
+        keys = {key for own in runs for key in own.keys({name: own.work[name] for name in touched})}
+        found = tuple(cautions(self._scalars(keys))) if touched else ()
+        return RunSummary(self.store.folder, **counts, blocks_run=blocks, blocks_kept=kept, cautions=found)
 
-    def _rows(self) -> pd.DataFrame:
-        """The requests of these cells, whichever run wrote them."""
-        rows = self.store.read("requests")
-        return rows[rows["cell"].isin(list(self.work))]
+    def keys(self, blocks: dict[str, list[tuple[Block, int]]]) -> set[str]:
+        """What blocks of cells are stored under."""
+        return {
+            cell.block_key(block, repeat, self.process)
+            for cell in self.cells
+            for block, repeat in blocks.get(cell.name, [])
+        }
 
-    def _counts(self) -> dict[str, Any]:
-        """Trials by how they ended."""
-        rows = self._rows()
-        statuses = rows.groupby("trial_id")["status"].agg(set)
+    def _scalars(self, keys: set[str]) -> pd.DataFrame:
+        """Rows without their texts and what each step did: those are most of the bytes, and no caution needs them."""
+        columns = [column.name for column in REQUESTS if not isinstance(column.type, pa.ListType)]
+        return self.store.read("requests", columns, keys)
+
+    def _counts(self, found: pd.DataFrame) -> dict[str, Any]:
+        """Trials of these cells by how they ended."""
+        rows = found[found["cell"].isin(list(self.work))]
+        statuses = rows[["trial_id", "status"]].drop_duplicates().groupby("trial_id")["status"].agg(set)
         failed = statuses.map(lambda seen: bool(seen & {"oom", "timeout", "error"}))
         unsupported = ~failed & statuses.map(lambda seen: "unsupported" in seen)
         skipped = ~failed & ~unsupported & statuses.map(lambda seen: "skipped" in seen)
@@ -517,6 +556,8 @@ class _Stage:
         live = live_arm(arm, self._cell, target, self._pool, request.method_class, limit_s=request.batch_limit_s)
         if live.is_autoregressive and not arm.twin:
             self.autoregressive.add(arm.name)
+        for name in filter(self._pool.has, arm.models):
+            self._run.notes.weigh(name, self._pool.get(name))
         return live
 
     def warm_up(self, live: LiveArm) -> None:
@@ -551,6 +592,18 @@ class _Stage:
                 "most": max(achieved) * 1e3,
                 "count": len(achieved),
             }
+
+
+def composed_note(arm: Arm) -> dict[str, Any]:
+    """What a report needs to put an arm together that did not run."""
+    return {
+        "arm": arm.name,
+        "label": arm.label,
+        "method": arm.method,
+        "draft": arm.models[0],
+        "options": arm.options,
+        "draft_latency_ms": arm.draft_latency_ms,
+    }
 
 
 def _release_memory() -> None:

@@ -10,12 +10,16 @@ import typer
 from specbench import __version__
 from specbench.cli import training
 from specbench.cli.common import Commands
+from specbench.cli.designing import design
 from specbench.cli.experiment import check, run
 from specbench.cli.generation import generate
 from specbench.cli.inventory import doctor, list_all
+from specbench.cli.latency import latency
 from specbench.cli.losslessness import verify
 from specbench.cli.results import compare, report, show
+from specbench.cli.scoring import score
 from specbench.cli.theory import predict
+from specbench.cli.tracing import trace
 
 __all__ = ["app"]
 
@@ -45,7 +49,7 @@ def _main(
     pass
 
 
-for command in (run, report, compare, show, check, verify, predict, generate, doctor):
+for command in (run, report, compare, show, check, verify, predict, latency, score, trace, design, generate, doctor):
     app.command()(command)
 app.command(name="list")(list_all)
 app.add_typer(training.app, name="train")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from specbench.config import Experiment
+    from specbench.config import Experiment, MachineSettings
     from specbench.grid import Plan
 
 NOTHING_RAN, FAILED_TRIALS, INTERRUPTED = 2, 5, 130
@@ -60,6 +60,35 @@ def plan_of(file: Path, overrides: list[str] | None) -> "tuple[Experiment, Plan]
     return read_plan(open_document(file, overrides or []), options_class)
 
 
+def plans_of(file: Path, overrides: list[str] | None) -> "list[tuple[Experiment, Plan]]":
+    """The experiments of a file that is one or lists some, each checked, with the faults of all reported together."""
+    from specbench.config import open_documents
+    from specbench.grid import read_plan
+    from specbench.registry import options_class
+
+    found, faults = [], []
+    for document in open_documents(file, overrides or []):
+        try:
+            found.append(read_plan(document, options_class))
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return found
+
+
+def plan_of_values(values: dict[str, Any], overrides: list[str] | None) -> "Plan":
+    """The plan of an experiment that the options of a command line stand for."""
+    from specbench.document import Document, override
+    from specbench.grid import read_plan
+    from specbench.registry import options_class
+
+    document = Document("command line", values)
+    for assignment in overrides or []:
+        override(document, assignment)
+    return read_plan(document, options_class)[1]
+
+
 def method_options(assignments: "Iterable[str]", flag: str) -> dict[str, Any]:
     """The options of a method from the command line: ``gamma=4``, or ``stop.kind=fixed`` for one inside another.
 
@@ -75,6 +104,23 @@ def method_options(assignments: "Iterable[str]", flag: str) -> dict[str, Any]:
             raise ConfigError(f"{flag} {assignment}: write it as KEY=VALUE, like gamma=4")
         override(document, assignment)
     return document.values
+
+
+def machine_settings(device: str, dtype: str, threads: int = 1) -> "MachineSettings":
+    """What ``--device``, ``--dtype`` and ``--threads`` say.
+
+    Raises:
+        ConfigError: There is no such device or precision.
+    """
+    from pydantic import ValidationError
+
+    from specbench.config import MachineSettings
+
+    try:
+        return MachineSettings.model_validate({"device": device, "dtype": dtype, "threads": threads})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(f"--{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from None
 
 
 def open_console() -> "Console":
@@ -105,9 +151,24 @@ def run_folder(folder: Path) -> Path:
     """
     from specbench.records.store import run_folders
 
+    return _only(folder, run_folders)
+
+
+def results_folder(folder: Path) -> Path:
+    """The one folder of results at or below a folder, whether or not a run is in it.
+
+    Raises:
+        ResultsError: As for ``run_folder``.
+    """
+    from specbench.report.cells import folders
+
+    return _only(folder, folders)
+
+
+def _only(folder: Path, folders_below: "Callable[[Path], Sequence[Path]]") -> Path:
     if not folder.is_dir():
         raise ResultsError(f"{folder}: no such folder of results")
-    found = run_folders(folder)
+    found = folders_below(folder)
     if not found:
         raise ResultsError(f"{folder}: no run in it. `specbench run EXPERIMENT.yaml` makes one.")
     if len(found) > 1:
@@ -143,9 +204,14 @@ def _without_nan(value: object) -> object:
 
 def fail(message: str, code: int) -> NoReturn:
     """End the command with one line on stderr for each line of the message."""
+    say_error(message)
+    raise typer.Exit(code)
+
+
+def say_error(message: str) -> None:
+    """One line on stderr for each line of the message."""
     for line in message.splitlines() or ["unknown error"]:
         typer.echo(f"error: {line}", err=True)
-    raise typer.Exit(code)
 
 
 def count(number: int, noun: str) -> str:

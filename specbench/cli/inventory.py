@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 Section = Annotated[
     str | None,
-    typer.Argument(help="methods, rules, models, prompts, experiments or figures.", show_default="all of them"),
+    typer.Argument(help="methods, rules, models, shapes, prompts, experiments or figures.", show_default="all of them"),
 ]
 
 
 def list_all(section: Section = None) -> None:
-    """List methods with their options, rules, embedded models, prompt sources, experiments and figures.
+    """List methods with their options, rules, embedded models, shapes, prompt sources, experiments and figures.
 
     Example: specbench list methods
     """
@@ -28,6 +28,7 @@ def list_all(section: Section = None) -> None:
         "methods": _methods,
         "rules": _rules,
         "models": _models,
+        "shapes": _shapes,
         "prompts": _prompts,
         "experiments": _experiments,
         "figures": _figures,
@@ -146,6 +147,25 @@ def _model(words: list[str], folder: Path, training: str) -> str:
     return ", ".join(words)
 
 
+def _shapes() -> dict[str, str]:
+    """Each shape with what it really weighs, whatever it is called."""
+    from specbench.models.shapes import SHAPES
+
+    found = {}
+    for name, shape in SHAPES.items():
+        keys = "" if shape.kv_heads == shape.heads else f" ({shape.kv_heads} of keys and values)"
+        words = [
+            f"{shape.layers} x {shape.hidden}",
+            f"{shape.heads} heads{keys}",
+            f"feed-forward {shape.feed_forward}",
+            f"{shape.parameters:,} parameters",
+            f"{shape.parameters * 4 / 1e9:.3g} GB in float32",
+            f"{shape.parameters * 2 / 1e9:.3g} GB in bfloat16 or float16",
+        ]
+        found[name] = "; ".join(filter(None, (", ".join(words), shape.origin)))
+    return found
+
+
 def _prompts() -> dict[str, str]:
     from specbench.config import PROMPT_FILES, PROMPT_SOURCES
 
@@ -155,7 +175,7 @@ def _prompts() -> dict[str, str]:
 def _experiments() -> dict[str, str]:
     """The experiments of the checkout, each with the claim that its first comment states."""
     folder = Path(__file__).parents[2] / "experiments"
-    return {path.name: _claim(path) for path in sorted(folder.glob("*.yaml"))}
+    return {path.relative_to(folder).as_posix(): _claim(path) for path in sorted(folder.rglob("*.yaml"))}
 
 
 def _claim(path: Path) -> str:

@@ -16,6 +16,7 @@ from specbench.cli.common import (
     method_options,
     open_console,
     plan_of,
+    plan_of_values,
     print_json,
     run_folder,
     text_of,
@@ -93,10 +94,6 @@ def verify(
 
 def _plan_of_options(given: dict[str, Any], overrides: list[str] | None) -> "Plan":
     """The experiment that the options of the command line stand for."""
-    from specbench.document import Document, override
-    from specbench.grid import read_plan
-    from specbench.registry import options_class
-
     if "target" not in given or "method" not in given:
         raise ConfigError("name an experiment file, a folder of results, or --target and --method")
     options: dict[str, Any] = {name: given[name] for name in ("draft", "gamma") if name in given}
@@ -104,28 +101,23 @@ def _plan_of_options(given: dict[str, Any], overrides: list[str] | None) -> "Pla
     decode = {name: given[name] for name in ("temperature", "rule") if name in given}
     machine = {name: given[name] for name in ("device", "dtype") if name in given}
     source = {name: given[name] for name in ("max_prompt_tokens",) if name in given}
-    document = Document(
-        "command line",
-        {
-            "name": "verify",
-            "targets": [{"model": given["target"]}],
-            "prompts": {
-                "source": given.get("prompts", "stdlib"),
-                "count": given.get("count", _DEFAULT_COUNT),
-                **source,
-            },
-            "decode": {
-                "max_new_tokens": given.get("max_new_tokens", _DEFAULT_TOKENS),
-                "batch_size": list(given.get("batch_size", _DEFAULT_BATCH_SIZES)),
-                **decode,
-            },
-            "methods": [{given["method"]: options}],
-            "machine": machine,
+    values: dict[str, Any] = {
+        "name": "verify",
+        "targets": [{"model": given["target"]}],
+        "prompts": {
+            "source": given.get("prompts", "stdlib"),
+            "count": given.get("count", _DEFAULT_COUNT),
+            **source,
         },
-    )
-    for assignment in overrides or []:
-        override(document, assignment)
-    return read_plan(document, options_class)[1]
+        "decode": {
+            "max_new_tokens": given.get("max_new_tokens", _DEFAULT_TOKENS),
+            "batch_size": list(given.get("batch_size", _DEFAULT_BATCH_SIZES)),
+            **decode,
+        },
+        "methods": [{given["method"]: options}],
+        "machine": machine,
+    }
+    return plan_of_values(values, overrides)
 
 
 def _fresh(plan: "Plan", samples: int) -> "list[ArmCheck]":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench.cli.common import Folder, Json, fail, open_console, print_json, run_folder, text_of
+from specbench.cli.common import Folder, Json, fail, open_console, print_json, results_folder, run_folder, text_of
 from specbench.errors import ResultsError
 
 if TYPE_CHECKING:
@@ -97,20 +97,28 @@ def show(
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm. Repeatable.", show_default="all")] = None,
     prompts: Annotated[bool, typer.Option("--prompts", help="List the prompts' ids instead.")] = False,
 ) -> None:
-    """Show the texts of a prompt side by side, and where they first differ from the target's own.
+    """Show the texts of a prompt side by side, where they first differ from the target's own, and what else is there.
 
     Example: specbench show results/quickstart/MACHINE --arm "draft_model gamma=4"
     """
     from specbench.records.store import Store
+    from specbench.report.contents import contents
     from specbench.report.side_by_side import chosen, tables
 
-    requests = Store(run_folder(folder)).read("requests")
+    store = Store(results_folder(folder))
+    console = open_console()
+    if not store.has("requests") and not prompts:
+        for line in contents(store):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
+    requests = store.read("requests")
     if prompts:
         for name in dict.fromkeys(requests["prompt_id"]):
             typer.echo(name)
         return
     rows = chosen(requests, prompt, arm or [])
-    console = open_console()
     for target, own in rows.groupby("target", sort=False):
         for table in tables(own, text_of(str(target)), coloured=console.is_terminal and not console.no_color):
             console.print(table)
+    for line in contents(store):
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)

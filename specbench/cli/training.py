@@ -14,6 +14,7 @@ from specbench.errors import ConfigError, TrainingError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from specbench.models.source import Source
     from specbench.train.causal_lm import Workshop
     from specbench.train.data import Corpus
     from specbench.train.drafter_recipes import DrafterRecipe
@@ -132,9 +133,27 @@ def target(
 
 @app.command()
 def draft(
-    name: Name,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe of the embedded family, a name of your own, or a file of shapes by `specbench design`.",
+            show_default=False,
+        ),
+    ],
     target: Target = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Learn from the text alone.")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", "--text-only", help="Learn from the text alone.")
+    ] = False,
+    prune: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with the weights of this model, embedded, a folder or a hub id, pruned to the shape.",
+            show_default="random weights",
+        ),
+    ] = None,
+    layers_by: Annotated[
+        str, typer.Option(help="Layers that pruning keeps: those of most influence on a text, or even ones.")
+    ] = "influence",
     data: Data = None,
     shape: ShapeText = None,
     steps: Steps = None,
@@ -148,20 +167,52 @@ def draft(
     """Train a draft with the target's token map: on the text, then on the target's view of it and on its own text.
 
     Example: specbench train draft my-draft --target ./my-model --shape 2x320x5x640 --data corpus/
+
+    It begins with random weights, or with those of a larger model: specbench train draft pico-cut --target pico
+    --prune pico --shape 2x320x5x640
+
+    All shapes of a file, one after the other: specbench train draft results/design-pico/MACHINE/shapes.yaml
     """
-    from specbench.models.source import locate
-    from specbench.models.zoo import ZOO
+    from specbench.models.shapes import numbers_of
     from specbench.train.causal_lm import train_draft
 
-    recipe = _recipe(name, "draft", shape, steps, batch_size, length)
-    if from_scratch:
-        recipe = replace(recipe, schedule=recipe.schedule.without_teacher())
-    teacher = target or recipe.teacher
-    if teacher is None:
-        raise TrainingError(f"{name}: --target says whose draft it is to be")
-    shop = _workshop(out, work, device, dtype)
-    folder = train_draft(recipe, locate(teacher, out or ZOO), _corpus(data), shop, _printer(recipe))
-    typer.echo(f"wrote {folder}")
+    shapes, target, out = _wanted(name, shape, target, out)
+    source = None if prune is None else _located(prune, out)
+    head_dim = None if source is None else numbers_of(source.config).head_dim
+    shop, corpus = _workshop(out, work, device, dtype), _corpus(data)
+    for own_name, own_shape in shapes.items():
+        recipe = _recipe(own_name, "draft", own_shape, steps, batch_size, length, head_dim)
+        recipe = replace(recipe, pruned_from=prune, layers_by=layers_by)
+        if from_scratch:
+            recipe = replace(recipe, schedule=recipe.schedule.without_teacher())
+        teacher = target or recipe.teacher
+        if teacher is None:
+            raise TrainingError(f"{own_name}: --target says whose draft it is to be")
+        folder = train_draft(recipe, _located(teacher, out), corpus, shop, _printer(recipe), pruned_from=source)
+        typer.echo(f"wrote {folder}")
+
+
+def _wanted(
+    name: str, shape: str | None, target: str | None, out: Path | None
+) -> tuple[dict[str, str | None], str | None, Path | None]:
+    """The drafts to train with their shapes, their target and where they go: one of a name, or all of a file."""
+    from specbench.models.draft_list import is_draft_list, read_draft_list
+
+    if not is_draft_list(name):
+        return {name: shape}, target, out
+    if shape is not None:
+        raise ConfigError(f"--shape: {name} says which shapes to train")
+    wanted = read_draft_list(Path(name))
+    folder = None if wanted.out is None else Path(wanted.out)
+    return {entry.name: entry.shape for entry in wanted.drafts}, target or wanted.target, out or folder
+
+
+def _located(model: str, out: Path | None) -> "Source":
+    """A model among those trained here, or any other one."""
+    from specbench.models.source import locate
+    from specbench.models.zoo import ZOO, family
+
+    return locate(model, out if out is not None and model in family(out) else ZOO)
 
 
 def _weights(
@@ -281,11 +332,17 @@ def _curve(name: str, *, quiet: bool) -> "Iterator[Any]":
 
 
 def _recipe(
-    name: str, role: "Role", shape: str | None, steps: int | None, batch_size: int | None, length: int | None
+    name: str,
+    role: "Role",
+    shape: str | None,
+    steps: int | None,
+    batch_size: int | None,
+    length: int | None,
+    head_dim: int | None = None,
 ) -> "Recipe":
     from specbench.train.recipes import recipe_named
 
-    recipe = recipe_named(name, role, shape)
+    recipe = recipe_named(name, role, shape, head_dim)
     schedule = recipe.schedule if steps is None else recipe.schedule.over(steps)
     schedule = replace(schedule, batch_size=batch_size or schedule.batch_size, length=length or schedule.length)
     return replace(recipe, schedule=schedule)

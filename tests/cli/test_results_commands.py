@@ -95,6 +95,14 @@ def test_verify_prints_json(folder):
         (["verify", "e.yaml", "--gamma", "4"], "--gamma: e.yaml says what to verify; use --set"),
         (["predict"], "give either a results folder, or --alpha"),
         (["predict", "--alpha", "0.8", "--verify-cost", "1.2"], "give --gamma as well"),
+        (["predict", "--alpha", "0.8", "--batch-size", "4"], "ask about a run: give its results folder"),
+        (["predict", "--alpha", "0.8", "--draft", "a=0.8:1"], "give either a results folder, or --alpha"),
+        (["predict", "--draft", "a=0.8:1"], "give those of a target forward as --target-ms"),
+        (["predict", "--draft", "a=1.8:1", "--target-ms", "9"], "--draft a=1.8:1: write its acceptance and"),
+        (["predict", "--draft", "a=0.8", "--target-ms", "9"], "--draft a=0.8: write its acceptance and"),
+        (["predict", "--draft", "a=0.8:1", "--draft", "a=0.7:1", "--target-ms", "9"], "have the same name"),
+        (["predict", "--draft", "a=0.8:1", "--target-ms", "9", "--gamma", "4"], "each is taken at its best gamma"),
+        (["predict", "--draft", "a=0.8:1", "--target-ms", "9", "--draft-cost", "1"], "--draft-cost and"),
         (["list", "method"], "nothing to list under 'method'. Did you mean 'methods'?"),
     ],
 )  # fmt: skip
@@ -153,12 +161,70 @@ def test_predict_prints_what_the_paper_says():
     assert "1.626\N{MULTIPLICATION SIGN} those of autoregressive decoding" in found.stdout  # and 1.63
 
 
+def test_predict_takes_drafts_by_their_numbers():
+    arguments = ["predict", "--target-ms", "30", "--draft", "wide=0.8:3", "--draft", "deep=0.9:6"]
+    found = specbench(*arguments)
+    assert found.exit_code == 0
+    said = " ".join(found.stdout.split())
+    # Best gammas and speed-ups of the closed form at costs .1 and .2: 6 with 2.47, and 7 with 2.37.
+    assert said.startswith("By the numbers given: take wide at gamma 6, predicted to reach 2.47 times the speed of")
+    assert "deep 7 2.37" in said
+    cell = json.loads(specbench(*arguments, "--json").stdout)
+    assert {change["contender"]: change["gamma"] for change in cell["changes"]} == {"wide": 6, "deep": 7}
+
+
+def test_predict_says_first_which_draft_to_take_and_then_what_another_would_need(folder):
+    found = specbench("predict", folder)
+    assert found.exit_code == 0
+    title, said, *rest = found.stdout.splitlines()
+    assert title == "batch 1, T = 0"
+    assert said.startswith("Take draft: 1.")
+    assert "what would have to change" in " ".join(rest)
+    assert "excludes run-to-run variation" in found.stdout
+
+
 def test_predict_composes_the_arms_of_a_run(folder):
-    (draft,) = (arm for arm in json.loads(specbench("predict", folder, "--json").stdout) if arm["arm"] == "draft")
+    (cell,) = json.loads(specbench("predict", folder, "--json").stdout)
+    (draft,) = (forecast for forecast in cell["forecasts"] if forecast["arm"] == "draft")
     # Of the known model: a step of 4 x 1 + 11 + 0.8 ms against one of 10.8 ms.
-    assert draft["predicted"] == pytest.approx(draft["tokens"] * 10.8 / 15.8, rel=0.02)
-    assert draft["measured"] == pytest.approx(draft["predicted"], rel=0.1)
+    assert draft["step_ms"] == pytest.approx(15.8, rel=0.02)
+    # Of 31 tokens a row the last step's may lie beyond the end.
+    delivered = draft["predicted_speedup"] * 15.8 / 10.8
+    assert 0.93 * draft["tokens"] < delivered < draft["tokens"]
+    assert draft["measured_tokens_per_s"] == pytest.approx(draft["predicted_tokens_per_s"], rel=0.05)
     assert draft["gamma"] == 4
+    assert cell["sentence"].startswith("Take draft")
+    # At gamma 4 a draft forward may take (tokens x 10.8 - 11.8) / 4 ms before nothing is gained, at a smaller one more.
+    longest = cell["changes"][0]["pays_draft_ms"]
+    assert longest > 0.98 * (delivered * 10.8 - 11.8) / 4
+    (slowed,) = json.loads(specbench("predict", folder, "--draft-latency-ms", longest, "--json").stdout)
+    assert slowed["changes"][0]["predicted_speedup"] == pytest.approx(1.0)
+
+
+def test_predict_answers_what_if_a_draft_were_slower(folder):
+    (cell,) = json.loads(specbench("predict", folder, "--draft-latency-ms", "draft=20", "--json").stdout)
+    assert cell["best"] == "autoregressive"
+    assert cell["sentence"].startswith("With 20 ms a forward of draft: do not draft")
+    assert all(forecast["measured_tokens_per_s"] is None for forecast in cell["forecasts"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--batch-size", "8"], 1, "batch size 8: measured was 1, and nothing is known beyond"),
+        (["--draft-latency-ms", "drat=1"], 2, "no draft of that name was run. Did you mean 'draft'?"),
+        (["--draft-latency-ms", "fast"], 2, "write milliseconds, like 1.5 or pico-deep=1.5"),
+        (["--draft-latency-ms", "draft=-1"], 2, "write milliseconds, like 1.5 or pico-deep=1.5"),
+    ],
+)
+def test_a_what_if_that_a_run_cannot_answer_is_one_clear_line(folder, arguments, code, words):
+    found = specbench("predict", folder, *arguments)
+    assert (found.exit_code, found.stderr.count("\n"), words in found.stderr) == (code, 1, True)
+
+
+def test_predict_refuses_a_run_without_phase_times(folder, tmp_path):
+    found = specbench("predict", changed(folder, tmp_path, lambda row: None))
+    assert (found.exit_code, "measure.phase_blocks" in found.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["verify", "compare", "show", "predict"])

@@ -99,3 +99,83 @@ def test_hub_models_out_of_reach_share_a_line(invoke, monkeypatch, tmp_path):
     assert result.exit_code == 2
     assert "error: a/b: not in the local cache, and the hub cannot be reached" in result.output
     assert not (tmp_path / "results").exists()
+
+
+# --- lists of experiments, and studies alone
+
+LATENCIES = "name: {name}\nlatencies: {{models: [{model}], rounds: 1, burst: 1}}\nmachine: {{device: cpu}}\n"
+
+
+@pytest.fixture
+def invoke_list(models, tmp_path):
+    """Run, or otherwise command, a list of experiments; each is a name and a model whose forward is timed."""
+
+    def _invoke(command, entries, *arguments):
+        for name, model in entries.items():
+            text = LATENCIES.format(name=name, model=str(model).replace("MODELS", str(models)))
+            (tmp_path / f"{name}.yaml").write_text(text)
+        listing = tmp_path / "all.yaml"
+        listing.write_text(f"experiments: [{', '.join(f'{name}.yaml' for name in entries)}]\n")
+        return CliRunner().invoke(app, [command, str(listing), *arguments])
+
+    return _invoke
+
+
+def test_the_experiments_of_a_list_run_one_after_the_other_into_their_own_folders(invoke_list, tmp_path):
+    results = tmp_path / "results"
+    found = invoke_list("run", {"a": "MODELS/target", "b": "MODELS/draft"}, "--results", str(results))
+    assert found.exit_code == 0
+    assert found.output.index("a: 1 of 2") < found.output.index("b: 2 of 2")
+    assert "2 of 2 experiments ended well" in found.output
+    assert sorted(path.name for path in results.iterdir()) == ["a", "b"]
+
+
+def test_one_that_fails_does_not_end_the_list_and_gives_its_exit_code(invoke_list, tmp_path):
+    results = tmp_path / "results"
+    found = invoke_list("run", {"a": "pico-wied", "b": "MODELS/draft"}, "--results", str(results))
+    assert found.exit_code == 2
+    assert "error: unknown model 'pico-wied'" in found.output
+    assert "1 of 2 experiments ended well\nwith an exit code of their own: a (2)" in found.output
+    assert [path.name for path in results.iterdir()] == ["b"]
+
+
+def test_an_override_goes_to_all_of_a_list(invoke_list, tmp_path):
+    results = tmp_path / "results"
+    entries = {"a": "MODELS/target", "b": "MODELS/draft"}
+    invoke_list("run", entries, "--results", str(results), "--set", "latencies.rounds=2")
+    for name in entries:
+        (folder,) = (results / name).iterdir()
+        assert set(Store(folder).read("latencies")["rounds"]) == {2}
+
+
+def test_every_experiment_of_a_list_is_checked(invoke_list):
+    found = invoke_list("check", {"a": "pico", "b": "[pico, pico-wide]"[1:-1]})
+    assert found.output == "a: ok: 1 forward time\nb: ok: 2 forward times\n"
+
+
+def test_a_command_that_takes_one_experiment_refuses_a_list(invoke_list):
+    found = invoke_list("verify", {"a": "pico"})
+    assert found.exit_code == 2
+    assert "all.yaml:1: experiments: this file lists experiments; give one of them" in found.output
+
+
+def test_a_study_that_fails_gives_the_exit_code_of_failed_trials(invoke_list, tmp_path, monkeypatch):
+    from specbench.bench import latencies
+
+    def broken(*arguments):
+        raise RuntimeError("a broken kernel")
+
+    monkeypatch.setattr(latencies, "_forward", broken)
+    found = invoke_list("run", {"a": "MODELS/target"}, "--results", str(tmp_path / "results"))
+    assert found.exit_code == 5
+    assert "latency of MODELS".replace("MODELS", "") in found.output
+    assert "error: RuntimeError: a broken kernel" in found.output
+
+
+def test_a_rehearsal_of_a_list_rehearses_each(invoke_list, tmp_path):
+    results = tmp_path / "results"
+    found = invoke_list(
+        "run", {"a": "nobody/nothing", "b": "{shape: opt-66b}"}, "--rehearse", "--results", str(results)
+    )
+    assert found.exit_code == 0
+    assert sorted(path.name for path in results.iterdir()) == ["a-rehearsal", "b-rehearsal"]

@@ -162,6 +162,6 @@ def test_a_run_names_its_seeds_versions_and_models(place, summary):
     row = Store(summary.folder).read("runs").iloc[0]
     assert row["seed"] == 0
     assert {"torch", "transformers"} <= set(json.loads(row["versions"]))
-    [model] = json.loads(row["notes"])["models"].values()
-    assert model["weights_sha"]
-    assert model["tokenizer_sha"]
+    models = json.loads(row["notes"])["models"]
+    assert len(models) > 1  # the target, and the drafts of its arms
+    assert all(model["weights_sha"] and model["tokenizer_sha"] for model in models.values())

@@ -9,16 +9,20 @@ import pytest
 from specbench.config import (
     PUBLISHED,
     DecodeSettings,
+    LatencySection,
     MachineSettings,
     MeasureSettings,
     PromptSettings,
     RandomModel,
+    ScoreSection,
     Settings,
     SyntheticAcceptance,
     SyntheticRule,
     TargetSpec,
+    TraceSection,
     TypicalAcceptance,
     load,
+    open_documents,
 )
 from specbench.errors import ConfigError
 
@@ -483,3 +487,132 @@ def test_published_numbers_that_nobody_knows_are_refused_with_a_suggestion(exper
 def test_the_readme_of_the_experiments_names_all_published_numbers():
     text = Path("experiments/README.md").read_text("utf-8")
     assert all(f"`{name}`" in text for name in PUBLISHED)
+
+
+# --- studies
+
+
+def test_studies_have_the_documented_defaults(experiment):
+    found = experiment(HEAD + "methods: [prompt_lookup]\ntraces:\nlatencies:\nscores:\n")
+    assert found.traces == TraceSection(gamma=8, group=8)
+    assert found.latencies == LatencySection(
+        query_tokens=None,
+        batch_sizes=None,
+        context_tokens=None,
+        models=(),
+        modes=("eager",),
+        rounds=20,
+        burst=4,
+        seed=0,
+    )
+    assert found.scores == ScoreSection(data=("stdlib",), count=None, length=512, batch_size=16, models=())
+
+
+def test_lists_of_a_study_are_no_axes(experiment):
+    section = "{query_tokens: [1, 2], batch_sizes: [1, 4], models: [pico, {shape: opt-125m}], modes: [eager, compiled]}"
+    found = experiment(HEAD + f"latencies: {section}").latencies
+    assert (found.query_tokens, found.batch_sizes, found.modes) == ((1, 2), (1, 4), ("eager", "compiled"))
+    assert found.models == ("pico", RandomModel(shape="opt-125m"))
+    assert found.points == 8
+
+
+def test_one_data_set_needs_no_list(experiment):
+    assert experiment(HEAD + "scores: {data: mmlu}").scores.data == ("mmlu",)
+    assert experiment(HEAD + "scores: {data: [mmlu, stdlib]}").scores.data == ("mmlu", "stdlib")
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("latencies: {models: [a]}", []),
+        ("scores: {models: [a]}", []),
+        ("latencies: {}", ["targets"]),
+        ("latencies: {models: [a]}\nscores: {}", ["targets"]),
+        ("traces: {}", ["targets", "prompts"]),
+        ("targets: [a]\nscores: {}", []),
+        ("targets: [a]\nscores: {}\nmethods: [prompt_lookup]", ["prompts"]),
+        ("targets: [{model: a, methods: [prompt_lookup]}]\nscores: {}", ["prompts"]),
+    ],
+)
+def test_a_file_needs_what_its_sections_do(experiment, faults, text, missing):
+    text = f"name: x\n{text}\n"
+    if missing:
+        assert faults(text) == [f"e.yaml:1: {name}: required, but missing." for name in missing]
+    else:
+        assert experiment(text).prompts == ()
+
+
+def test_faults_of_studies_are_named(faults):
+    text = HEAD + (
+        "traces: {gamma: [1, 2]}\nlatencies: {query_tokens: [], batch_sizes: [0], mode: eager}\nscores: [stdlib]\n"
+    )
+    assert faults(text) == [
+        "e.yaml:4: traces.gamma: should be a valid integer, got [1, 2].",
+        "e.yaml:5: latencies.query_tokens: should have at least one entry, got [].",
+        "e.yaml:5: latencies.batch_sizes.0: should be greater than or equal to 1, got 0.",
+        "e.yaml:5: latencies.mode: unknown key, got 'eager'. Did you mean 'modes'?",
+        'e.yaml:6: scores: should be a mapping of options, got ["stdlib"].',
+    ]
+
+
+# --- lists of experiments
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Write files and open the one that lists the others; what it holds by name."""
+
+    def write_and_open(files: dict[str, str], *overrides: str):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text, "utf-8")
+        return {found.values["name"]: found.values for found in open_documents(tmp_path / "all.yaml", overrides)}
+
+    return write_and_open
+
+
+A = "name: a\ntargets: [pico]\nprompts: {source: stdlib}\nmethods: [{prompt_lookup: {gamma: 4}}]\n"
+B = "name: b\nlatencies: {models: [pico]}\n"
+LISTED = {"all.yaml": "experiments: [sub/a.yaml, b.yaml]\n", "sub/a.yaml": A, "b.yaml": B}
+
+
+def test_the_files_of_a_list_lie_beside_it(listed):
+    assert list(listed(LISTED)) == ["a", "b"]
+
+
+def test_a_file_that_is_no_list_is_one_experiment(listed):
+    assert list(listed({"all.yaml": A})) == ["a"]
+
+
+def test_an_override_of_a_list_goes_to_those_that_have_its_key(listed):
+    found = listed(
+        LISTED, "measure.repeats=2", "latencies.rounds=6", "methods.0.prompt_lookup.gamma=2", "targets=[pico-deep]"
+    )
+    assert [values["measure"] for values in found.values()] == [{"repeats": 2}] * 2
+    assert found["b"]["latencies"] == {"models": ["pico"], "rounds": 6}
+    assert "latencies" not in found["a"]
+    assert found["a"]["methods"] == [{"prompt_lookup": {"gamma": 2}}]
+    assert (found["a"]["targets"], "targets" in found["b"]) == (["pico-deep"], False)
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({"all.yaml": "experiments: []"}, "all.yaml:1: experiments: should be a list of at least one file, got []."),
+        ({"all.yaml": "experiments: [a.yml]"}, "a.yml: no such file."),
+        ({**LISTED, "b.yaml": A}, "all.yaml:1: experiments.1: another experiment of the list has the same name"),
+        ({**LISTED, "b.yaml": "experiments: [x]"}, "b.yaml:1: experiments: this file lists experiments; give one of"),
+        ({**LISTED, "all.yaml": "experiments: [b.yaml]\nmeasure: {}"}, "all.yaml:2: measure: unknown key, got {}."),
+    ],
+    ids=["empty", "missing", "twice", "nested", "other keys"],
+)
+def test_a_fault_of_a_list_is_one_line(listed, files, line):
+    with pytest.raises(ConfigError) as caught:
+        listed(files)
+    (found,) = str(caught.value).splitlines()
+    assert line in found
+
+
+def test_an_override_that_no_experiment_of_a_list_has_is_refused(listed):
+    with pytest.raises(ConfigError, match=r"--set scores\.count=3: none of the experiments has that key"):
+        listed(LISTED, "scores.count=3")

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from specbench.config import interpret
+from specbench.config import RandomModel, interpret
 from specbench.document import Faults, parse
 from specbench.errors import ConfigError, ContractError, UnknownNameError
-from specbench.grid import Arm, Plan, config_hash, expand, read_plan, rehearsal, trial_id
+from specbench.grid import Arm, Plan, config_hash, expand, read_plan, trial_id
+from specbench.registry import options_class as real_options
 
 
 class Options(BaseModel):
@@ -320,42 +321,124 @@ def test_a_trial_is_named_by_its_configuration_and_by_what_it_ran_with():
     assert all(len(name) == 16 for name in ids)
 
 
-def test_a_rehearsal_is_the_same_grid_on_the_embedded_family():
-    found = rehearsal(
-        plan(
-            "[{drafter: {draft: [hub/a, hub/b], gamma: [2, 4], draft_latency_ms: 5}}, {heads: {heads: hub/h}}]",
-            decode="{max_new_tokens: 512, min_new_tokens: 64, batch_size: [1, 8, 32], chat_template_kwargs: {a: 1}}",
-            targets="[hub/large, hub/larger]",
-            rest="machine: {device: cuda, dtype: float16}",
-        )
-    )
-    assert found.experiment_name == "x-rehearsal"
-    assert [(c.index, c.target.name, c.decode.batch_size) for c in found.cells] == [(0, "pico", 1), (1, "pico", 4)]
-    assert [(arm.name, arm.draft_latency_ms) for arm in found.cells[0].arms[2:]] == [
-        ("drafter draft=pico-wide gamma=2", 5.0), ("drafter draft=pico-wide gamma=4", 5.0),
-        ("drafter draft=pico-deep gamma=2", 5.0), ("drafter draft=pico-deep gamma=4", 5.0),
-        ("heads", None),
-    ]  # fmt: skip
-    assert found.cells[0].arms[6].options == {"heads": "pico-heads"}
-    first = found.cells[0]
-    assert (first.prompts.source, first.prompts.count, first.prompts.max_prompt_tokens) == ("stdlib", 4, 128)
-    assert (first.decode.max_new_tokens, first.decode.min_new_tokens, first.decode.chat_template_kwargs) == (32, 32, {})
-    assert (first.machine.device, first.machine.dtype) == ("cpu", "auto")
-
-
-def test_a_rehearsal_leaves_embedded_drafts_and_missing_models_as_they_are():
-    found = rehearsal(plan("[{drafter: {draft: [pico-deep, pico-wide]}}, heads]")).cells[0].arms
-    assert [arm.options.get("draft") for arm in found[2:]] == ["pico-deep", "pico-wide", None]
-    assert found[4].options == {"heads": None}
-
-
-def test_arms_that_a_rehearsal_makes_equal_are_kept_once():
-    found = rehearsal(plan("[{drafter: {draft: [a, b, c]}}]")).cells[0].arms
-    assert [arm.name for arm in found[2:]] == ["drafter draft=pico-wide", "drafter draft=pico-deep"]
-
-
 def test_a_plan_cannot_be_changed_but_can_be_copied():
     cell = plan().cells[0]
     with pytest.raises(AttributeError):
         cell.index = 3
     assert replace(cell, index=3).index == 3
+
+
+# --- arms that do not run, and studies
+
+CHAINS = "{draft: d, gamma: [2, 4], latency_mode: composed}"
+ALL = "traces: {gamma: 8}\nlatencies: {}\nscores: {}\n"
+
+
+def real_plan(methods: str, *, decode: str = "{}", rest: str = ALL, targets: str = "[pico]") -> Plan:
+    """With the methods of the repository."""
+    text = f"name: x\ntargets: {targets}\nprompts: {{source: stdlib}}\ndecode: {decode}\nmethods: {methods}\n{rest}"
+    return read_plan(parse(text, "e.yaml"), real_options)[1]
+
+
+def test_composed_arms_stand_beside_those_that_run_and_share_no_name_with_them():
+    (cell,) = real_plan("[{draft_model: {draft: d, gamma: 2, latency_mode: [measured, composed]}}]").cells
+    assert [arm.name for arm in cell.arms[2:]] == ["draft_model latency=measured"]
+    assert [arm.name for arm in cell.composed] == ["draft_model latency=composed"]
+
+
+def test_a_composed_arm_changes_no_trial():
+    alone = real_plan("[{draft_model: {draft: d, gamma: 2}}]").cells[0]
+    beside = real_plan(f"[{{draft_model: {{draft: d, gamma: 2}}}}, {{draft_model: {CHAINS}}}]").cells[0]
+    assert [config_hash(arm, alone) for arm in alone.arms] == [config_hash(arm, beside) for arm in beside.arms]
+
+
+def test_a_composed_arm_may_have_any_draft_latency():
+    options = "{draft: d, gamma: 2, latency_mode: composed, draft_latency_ms: [null, 0.5]}"
+    (cell,) = real_plan(f"[{{draft_model: {options}}}]").cells
+    assert [arm.name for arm in cell.composed] == [
+        "draft_model latency=composed", "draft_model latency=composed 0.5ms",
+    ]  # fmt: skip
+
+
+def test_forward_times_are_those_of_all_models_at_what_the_arms_need():
+    methods = f"[{{draft_model: {CHAINS}}}, {{draft_model: {{draft: e, gamma: 7}}}}]"
+    found = real_plan(methods, decode="{batch_size: [4, 1]}", targets="[pico, t]").latencies
+    assert set(found.models) == {"pico", "t", "d", "e"}
+    assert found.query_tokens == (1, 2, 3, 5, 8)
+    assert found.batch_sizes == (4, 1)
+
+
+def test_what_a_study_names_is_taken_as_it_stands():
+    rest = "traces:\nlatencies: {query_tokens: [1, 9], batch_sizes: [1], models: [pico, m]}\nscores: {models: [n]}\n"
+    found = real_plan(f"[{{draft_model: {CHAINS}}}]", rest=rest)
+    assert (found.latencies.models, found.latencies.query_tokens) == (("pico", "d", "m"), (1, 9))
+    assert found.scores.models == ("pico", "d", "n")
+
+
+def test_random_weights_are_timed_and_not_scored():
+    found = real_plan("[{draft_model: {draft: 'random:1x32x2x64'}}]", targets="[{model: {shape: opt-125m}}]")
+    assert len(found.latencies.models) == 2
+    assert found.scores.models == ()
+
+
+def test_cells_that_differ_in_batch_size_alone_share_their_traces():
+    found = real_plan(f"[{{draft_model: {CHAINS}}}]", decode="{batch_size: [1, 4], temperature: [0, 0.8]}")
+    assert (len(found.cells), len(found.texts), found.traces) == (4, 2, 2)
+
+
+def test_a_file_without_prompts_has_studies_and_no_cells():
+    text = "name: x\nlatencies: {models: [a, {shape: 1x32x2x64}]}\nmachine: {threads: [1, 2]}\n"
+    found = read_plan(parse(text, "e.yaml"), real_options)[1]
+    assert found.cells == ()
+    assert found.latencies.models == ("a", RandomModel(shape="1x32x2x64"))
+    assert [machine.threads for machine in found.studies.machines] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("methods", "rest", "line"),
+    [
+        (CHAINS, "latencies: {}", "latency_mode: composed needs the section traces, which says what drafts would be"),
+        (
+            CHAINS,
+            "traces: {}",
+            "latency_mode: composed needs the section latencies, which says how long forwards take.",
+        ),
+        (
+            "{draft: d, latency_mode: composed, tree: {branching: [2, 1]}}",
+            ALL,
+            "latency_mode: only chains of a draft_model can be composed, got 'composed'.",
+        ),
+        (CHAINS, ALL + "decode: {rule: {synthetic: {mean_length: 2}}}", "decode.rule: under it a text depends on its"),
+        (
+            CHAINS,
+            "traces: {}\nlatencies: {modes: [compiled]}",
+            "latencies.modes: composed arms take the times of",
+        ),
+        (CHAINS, "traces: {}\nlatencies: {query_tokens: [1, 3]}", "latencies.query_tokens: composed arms need 5,"),
+        (CHAINS, "traces: {}\nlatencies: {batch_sizes: [2, 4]}", "latencies.batch_sizes: composed arms need 1,"),
+        ("{draft: d, latency_mode: injected}", ALL, "latency_mode: should be 'measured' or 'composed', got 'injected'"),
+        ("{draft: d, tree: {branching: [2, 1]}}", "traces: {}", "traces: no arm is a draft_model that drafts chains"),
+    ],
+    ids=[
+        "no traces",
+        "no latencies",
+        "a tree",
+        "synthetic",
+        "compiled",
+        "few tokens",
+        "few rows",
+        "injected",
+        "no chain",
+    ],
+)
+def test_what_cannot_be_composed_is_one_line(methods, rest, line):
+    text = f"name: x\ntargets: [pico]\nprompts: {{source: stdlib}}\nmethods: [{{draft_model: {methods}}}]\n{rest}\n"
+    with pytest.raises(ConfigError) as caught:
+        read_plan(parse(text, "e.yaml"), real_options)
+    (found,) = str(caught.value).splitlines()
+    assert line in found
+
+
+def test_autoregressive_cannot_be_composed():
+    with pytest.raises(ConfigError, match="only chains of a draft_model can be composed"):
+        real_plan("[{autoregressive: {latency_mode: composed}}]")

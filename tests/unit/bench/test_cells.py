@@ -3,6 +3,7 @@
 import pytest
 
 from specbench.bench.cells import ready, rule_of
+from specbench.bench.prompts import load_prompts
 from specbench.config import DecodeSettings
 from specbench.decode.acceptance import Typical
 from specbench.errors import ConfigError
@@ -107,3 +108,43 @@ def test_simulated_acceptance_ignores_eos(folder):
     text = ONE_CELL.replace("batch_size: 2", "batch_size: 2, rule: {synthetic: {mean_length: 2.0}}")
     assert cells(folder, text)[0].decoding.eos_ids == ()
     assert cells(folder, ONE_CELL)[0].decoding.eos_ids == (tiny.tokenizer().eos_token_id,)
+
+
+def test_what_cells_share_is_looked_for_once(folder):
+    asked = []
+
+    def reader(settings, target, **room):
+        asked.append((settings.count, room["max_new_tokens"]))
+        return load_prompts(settings, target, **room)
+
+    text = TWO_CELLS.replace("batch_size: 2", "batch_size: [1, 2, 4]").replace(
+        "max_new_tokens: 10", "max_new_tokens: [4, 8]"
+    )
+    found = ready(plan_of(folder, text), folder / "zoo", reader)
+    assert len(found) == 12
+    assert asked == [(5, 4), (5, 8)]
+    assert len({id(cell.target) for cell in found}) == 1
+
+
+def test_a_fault_that_all_cells_share_is_found_once(folder):
+    asked = []
+
+    def reader(settings, target, **room):
+        asked.append(settings)
+        raise ConfigError("no such file")
+
+    with pytest.raises(ConfigError, match="no such file"):
+        ready(plan_of(folder, TWO_CELLS), folder / "zoo", reader)
+    assert len(asked) == 1
+
+
+def test_the_models_of_studies_must_be_there_as_well(folder):
+    with pytest.raises(ConfigError, match="unknown model 'pico-wied'"):
+        cells(folder, ONE_CELL + "latencies: {models: [pico-wied]}\n")
+
+
+def test_an_arm_that_is_composed_has_a_draft_and_no_trial(folder):
+    text = ONE_CELL.replace("gamma: 2", "gamma: 2, latency_mode: composed") + "traces: {}\nlatencies: {}\n"
+    (cell,) = cells(folder, text)
+    assert [source.name for source in cell.drafts["draft_model"]] == ["pico-wide"]
+    assert "draft_model" not in cell.trial_ids

@@ -74,3 +74,37 @@ def test_the_cache_grows_by_keys_and_values_of_every_layer(tmp_path, name, per_t
     import torch
 
     assert size_of(locate(name, tmp_path), torch.bfloat16).kv_per_token == per_token
+
+
+STUDIES = """
+traces: {gamma: 4}
+latencies: {query_tokens: [1, 5], models: [{shape: opt-125m}], modes: [eager, compiled]}
+scores: {count: 3}
+"""
+
+
+def test_what_is_measured_beside_the_trials_is_counted_with_its_time(folder):
+    lines = printed(folder, TWO_CELLS + STUDIES).splitlines()
+    assert any(line.startswith("2 traces, roughly ") for line in lines)
+    # target, draft and a shape; two lengths, one batch size, one context, two modes
+    assert any(line.startswith("12 forward times of 3 models, roughly ") for line in lines)
+    assert any(line.startswith("2 scores on stdlib, roughly ") for line in lines)
+
+
+def test_arms_that_are_composed_are_no_trials(folder):
+    text = ONE_CELL.replace("gamma: 2", "gamma: [2, 3], latency_mode: composed") + STUDIES
+    found = printed(folder, text)
+    assert "1 cells, 3 trials" in found
+    assert "  draft_model gamma=2 (does not run)\n  draft_model gamma=3 (does not run)\n" in found
+
+
+def test_a_file_of_studies_alone_has_no_trials_to_tell_of(folder):
+    found = printed(folder, "name: x\nlatencies: {models: [pico, {shape: opt-66b}]}\nmachine: {device: cpu}\n")
+    assert "batches to decode" not in found
+    assert "2 forward times of 2 models, roughly" in found
+
+
+def test_compiling_takes_its_time(folder):
+    eager = "name: x\nlatencies: {models: [pico], modes: [eager]}\nmachine: {device: cpu}\n"
+    assert "roughly 0 s" in printed(folder, eager)
+    assert "roughly 10 s" in printed(folder, eager.replace("eager", "compiled"))

@@ -9,8 +9,8 @@ from specbench.bench import arms
 from specbench.bench.arms import CoreArm, OutsideArm
 from specbench.bench.baselines import TransformersGenerate
 from specbench.errors import ConfigError, UnsupportedError
-from specbench.grid import rehearsal
 from specbench.records.store import Store
+from specbench.rehearsal import rehearsal
 from tests.unit.bench.bench_plans import plan_of, run
 
 BESIDE = """

@@ -5,9 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
+from specbench.bench import progress
 from specbench.bench.arms import Failure, Measured
 from specbench.bench.cells import ready
-from specbench.bench.progress import LiveReporter, PlainReporter, SoFar, duration, reporter
+from specbench.bench.progress import LiveReporter, PlainReporter, SoFar, duration, narrated, reporter
 from specbench.bench.timing import Timing
 from specbench.decode.trace import BatchTrace, RowTrace
 from tests.unit.bench.bench_plans import ONE_CELL, plan_of, run
@@ -76,3 +77,22 @@ def test_the_console_decides():
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+def test_without_a_terminal_a_narration_is_a_line_now_and_then(monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr(progress, "monotonic_s", lambda: now_s)
+    output = io.StringIO()
+    with narrated(Console(file=output)) as say:
+        for now_s in (100.0, 101.0, 104.0, 105.5, 106.0):
+            say(f"at {now_s:g} [1/2]")
+    assert output.getvalue().splitlines() == ["at 100 [1/2]", "at 105.5 [1/2]"]
+
+
+def test_on_a_terminal_a_narration_leaves_nothing_behind():
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=60)
+    with narrated(console) as say:
+        say("scores: [x]")
+    console.print("done")
+    assert output.getvalue().rstrip().endswith("done")

@@ -82,7 +82,8 @@ def test_the_record_of_the_run_is_whole(finished):
     notes = json.loads(row["notes"])
     assert row["status"] == "done"
     assert notes["planned_blocks"] == 12
-    assert set(notes["models"]["pico"]) >= {"parameters", "weight_bytes", "weights_sha", "self_test_difference"}
+    for model in ("pico", "pico-wide"):
+        assert set(notes["models"][model]) >= {"parameters", "weight_bytes", "weights_sha", "self_test_difference"}
     assert all(len(arms_) == 4 for arms_ in notes["warmup_step_s"].values())
 
 
