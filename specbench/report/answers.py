@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from specbench.analysis import acceptance, throughput
-from specbench.report.tables import number, percent, significant
+from specbench.report.tables import number, percent, significant, titled
 
 
 def table(title: str, rows: pd.DataFrame) -> Table:
@@ -18,14 +16,7 @@ def table(title: str, rows: pd.DataFrame) -> Table:
         title: What was asked, and of whom.
         rows: One row a request, with columns of the ``requests`` table.
     """
-    shown = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    shown = titled(title)
     ttft_s = throughput.ttft_s(rows)
     cells = {
         "requests": f"{len(rows):,}",

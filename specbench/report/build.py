@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from specbench.errors import ResultsError
-from specbench.records.store import run_folders
-from specbench.report import plots, tables
+from specbench.report import composed_arms, plots, tables
 from specbench.report.cautions import warnings
-from specbench.report.cells import Results, load
+from specbench.report.cells import Results, folders, load
 from specbench.report.curves import draw_curves, trainings
 from specbench.report.findings import findings
+from specbench.report.lessons import lessons
 from specbench.report.metrics import Frames
 from specbench.report.metrics import frames as frames_of
 from specbench.report.page import facts, page
@@ -30,9 +30,10 @@ class Report:
 
 
 def build_report(folder: Path, console: Console) -> list[Report]:
-    """Draw the report of every run at or below a folder, beside its data, and print its summary.
+    """Draw the report of every folder of results at or below a folder, beside its data, and print its summary.
 
-    Trainings found there give one figure of their learning curves, in the folder itself.
+    Traces, latencies and scores have a report as well, with or without a run beside them. Trainings found there give
+    one figure of their learning curves, in the folder itself.
 
     Args:
         folder: A run folder, or any folder above some: ``results/``, ``results/NAME/``, ``results/training/``.
@@ -46,7 +47,7 @@ def build_report(folder: Path, console: Console) -> list[Report]:
     """
     if not folder.is_dir():
         raise ResultsError(f"{folder}: no such folder. Give the results folder of a run, or one above it.")
-    found, curves = run_folders(folder), trainings(folder)
+    found, curves = folders(folder), trainings(folder)
     for path in draw_curves(curves, folder) if curves else []:
         console.print(f"Learning curves: {path}", soft_wrap=True, markup=False, highlight=False)
     if not found and not curves:
@@ -79,25 +80,43 @@ def _print_summary(results: Results, frames: Frames, cautions: list[str], consol
         console.print()
         console.print(table)
         console.print(" ".join(sentences), markup=False, highlight=False)
+    if len(frames.composed_arms):
+        console.print()
+        console.print(composed_arms.terminal(frames.composed_arms))
+    for sentence in lessons(frames):
+        console.print(sentence, markup=False, highlight=False)
     for sentence in cautions:
         console.print(f"! {sentence}", style="yellow", markup=False, highlight=False)
 
 
 def _write_tables(frames: Frames, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    texts = {
-        "summary.md": tables.markdown(frames.summary),
-        "details.md": tables.markdown(frames.summary, tables.MORE_COLUMNS),
-        "summary.csv": tables.csv(frames.summary),
-        "along.csv": tables.csv(frames.along),
-        "costs.csv": tables.csv(frames.costs),
-        "step_time.csv": tables.csv(frames.phases),
-        "acceptance.csv": tables.csv(frames.positions),
-        "accepted_lengths.csv": tables.csv(frames.lengths),
-        "batches.csv": tables.csv(frames.batches),
-        "loops.csv": tables.csv(frames.loops),
-    }
-    some = {"beams.csv": frames.beams, "rules.csv": frames.rules, "published.csv": frames.published}
+    texts = (
+        {}
+        if frames.summary.empty
+        else {
+            "summary.md": tables.markdown(frames.summary),
+            "details.md": tables.markdown(frames.summary, tables.MORE_COLUMNS),
+            "summary.csv": tables.csv(frames.summary),
+            "along.csv": tables.csv(frames.along),
+            "costs.csv": tables.csv(frames.costs),
+            "step_time.csv": tables.csv(frames.phases),
+            "acceptance.csv": tables.csv(frames.positions),
+            "accepted_lengths.csv": tables.csv(frames.lengths),
+            "batches.csv": tables.csv(frames.batches),
+            "loops.csv": tables.csv(frames.loops),
+        }
+    )
+    some = {
+        "beams.csv": frames.beams, "rules.csv": frames.rules, "published.csv": frames.published,
+        "drafts.csv": frames.drafts, "best_drafts.csv": frames.best_drafts, "depths.csv": frames.depths,
+        "latency_axis.csv": frames.latency_axis,
+        "forecasts.csv": frames.forecasts, "changes.csv": frames.changes, "composed.csv": frames.composed,
+        "composed_arms.csv": frames.composed_arms,
+        "left_out.csv": frames.left_out, "models.csv": frames.models, "forwards.csv": frames.forwards,
+        "forward_slopes.csv": frames.forward_slopes, "skill.csv": frames.skill,
+        "correlations.csv": frames.correlations,
+    }  # fmt: skip
     texts |= {name: tables.csv(frame) for name, frame in some.items() if len(frame)}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -13,10 +13,14 @@ from specbench.report.words import counted, named_some
 def warnings(results: Results, frames: Frames) -> list[str]:
     """Every caution, the gravest first; empty if there is nothing."""
     summary = frames.summary
+    if summary.empty:
+        return [*_failed_studies(results), *_failed_forwards(frames.forwards), *_of_the_runs(results)]
     return [
         *_wrong_text(summary),
         *_looping_text(summary),
         *_failures(summary),
+        *_failed_studies(results),
+        *_failed_forwards(frames.forwards),
         *_incomplete(results, summary),
         *_not_the_targets(summary),
         *_mixed_capture(summary),
@@ -70,6 +74,23 @@ def _failure(rows: pd.DataFrame, reason: str, summary: pd.DataFrame) -> str:
         f"{arms} ({_cells(rows, summary)}): {rows['failed'].sum()} of {counted(rows['requests'].sum(), 'request')} "
         f"{verb} no numbers ({_statuses(rows)}): {example}{reason.rstrip('.')}."
     )
+
+
+def _failed_studies(results: Results) -> list[str]:
+    failed = results.studies[results.studies["status"] != "ok"]
+    return [
+        f"There is no {row['kind']} of {row['subject']} ({row['status']}): {row['reason']}."
+        for row in failed.to_dict("records")
+    ]
+
+
+def _failed_forwards(forwards: pd.DataFrame) -> list[str]:
+    failed = forwards[forwards["status"] != "ok"]
+    if failed.empty:
+        return []
+    models = named_some([str(model) for model in failed["model"].unique()])
+    reason = failed["reason"].iloc[0]
+    return [f"{counted(len(failed), 'forward')} could not be timed ({models}); the first, since {reason}."]
 
 
 def _statuses(rows: pd.DataFrame) -> str:
@@ -148,7 +169,8 @@ def _slow_phase_pass(summary: pd.DataFrame) -> list[str]:
 
 def _unstable(results: Results) -> list[str]:
     """What the run itself shows of an unstable machine; the same fault in several cells is told once."""
-    rows = pd.concat([*results.headline.values()])  # what the phase pass cost, the summary knows already
+    # What the phase pass cost, the summary knows already.
+    rows = results.requests[results.requests["pass"] == "headline"]
     found = stability.cautions(rows.assign(cell=rows["title"]))
     by_kind: dict[str, list[stability.Caution]] = {}
     for caution in found:

@@ -19,6 +19,7 @@ import yaml
 
 from specbench.analysis.intervals import estimand
 from specbench.analysis.speedup import COMPARABLE
+from specbench.analysis.traces import Trace, traces
 from specbench.errors import ResultsError
 from specbench.records.schema import PHASES
 from specbench.records.store import Store
@@ -31,18 +32,21 @@ REQUEST_COLUMNS = (
     "attention", "captured_phases", "batch_size", "batch_id", "row", "block", "repeat", "pass", "process",
     "dataset", "category", "prompt_id", "prompt_tokens", "output_tokens", "prefill_tokens", "steps", "drafted_tokens",
     "accepted_tokens", "accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step", "prefill_s",
-    "ttft_s", "decode_s", "row_done_s", "temperature", "rule", "lossless", "max_new_tokens", "latency_mode",
-    "draft_latency_ms", "simulated_acceptance", "repeat_ngram_share", "target_sha", "prompts_sha", "status",
-    "reason", "verdict", "order_in_block", "load_average", "cpu_wait_share", "cpu_steal_share", "major_faults",
-    "gpu_clock_mhz", "gpu_throttle", "gpu_alloc_retries",
+    "ttft_s", "decode_s", "row_done_s", "temperature", "rule", "lossless", "seed", "max_new_tokens", "latency_mode",
+    "draft_latency_ms", "simulated_acceptance", "repeat_ngram_share", "target_sha", "prompts_sha", "status", "reason",
+    "verdict", "order_in_block", "load_average", "cpu_wait_share", "cpu_steal_share", "major_faults", "gpu_clock_mhz",
+    "gpu_throttle", "gpu_alloc_retries",
 )  # fmt: skip
 """What a report reads of `requests`: all but the texts and what names a trial."""
+
+TABLES = ("requests", "traces", "latencies", "scores")
+"""What may lie in a folder of results; any one of them can be reported on."""
 
 _TIMES = tuple(f"{phase}_s" for phase in (*PHASES, "step"))
 _SUMMED = (*_TIMES, "syncs", "rows_active", "emitted_tokens")
 _ORDER = ("target", "dtype", "device", "temperature", "max_new_tokens", "batch_size")
 _WORDS = {
-    "target": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
+    "target": "{}", "dataset": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
     "max_new_tokens": "{} new tokens", "batch_size": "batch {}", "temperature": "T = {:g}", "cell_rule": "rule {}",
 }  # fmt: skip
 _AUTO = ("greedy", "rejection")
@@ -61,6 +65,31 @@ class Results:
     requests: pd.DataFrame
     steps: pd.DataFrame
     runs: pd.DataFrame
+
+    @cached_property
+    def traces(self) -> list[Trace]:
+        """What draft models would have proposed; empty where nothing was recorded."""
+        rows = self._table("traces")
+        return traces(rows) if len(rows) else []
+
+    @cached_property
+    def studies(self) -> pd.DataFrame:
+        """Traces, forward times and scores that could not be made at first, one row each."""
+        return self._table("studies")
+
+    @cached_property
+    def latencies(self) -> pd.DataFrame:
+        """Forward times, one row a point; empty where none were measured."""
+        return self._table("latencies")
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """What models score on data sets; empty where none were scored."""
+        return self._table("scores")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        store = Store(self.folder)
+        return store.read(name) if store.has(name) else store.none_of(name)
 
     @property
     def experiment(self) -> str:
@@ -105,20 +134,26 @@ class Results:
 
 
 def load(folder: Path) -> Results:
-    """Read a run folder.
+    """Read a folder of results. It may hold no requests, where only traces, latencies or scores were made.
 
     Raises:
         ResultsError: It holds no rows, or a part is unreadable or of another schema version.
     """
     store = Store(folder)
-    requests = store.read("requests", REQUEST_COLUMNS)
-    if requests.empty:
+    read = store.read if store.has("requests") else store.none_of
+    requests = read("requests", REQUEST_COLUMNS)
+    if requests.empty and not any(map(store.has, TABLES[1:])):
         raise ResultsError(f"{folder}: no finished block in it. Start the run again; it goes on where it stopped.")
     steps = store.read_step_sums(_SUMMED)
     runs = store.read("runs") if (folder / "runs.parquet").exists() else pd.DataFrame()
     requests = _with_titles(requests)
     places = requests[["batch_id", "title", "arm"]].drop_duplicates("batch_id")
     return Results(folder, requests, steps.merge(places, on="batch_id"), runs)
+
+
+def folders(root: Path) -> list[Path]:
+    """Every folder of results at or below ``root``, sorted."""
+    return sorted({path.parent for table in TABLES for path in root.rglob(f"{table}.parquet")})
 
 
 def full_batches(rows: pd.DataFrame) -> pd.DataFrame:
@@ -155,11 +190,11 @@ def _with_titles(requests: pd.DataFrame) -> pd.DataFrame:
     """Mark each row with the title of its cell, and order rows so that cells come in a sensible order."""
     requests = requests.assign(cell_rule=_cell_rules(requests))
     order = [*_ORDER, *(column for column in PLACE if column not in _ORDER)]
-    cells = requests[["cell", *PLACE]].drop_duplicates()
+    cells = requests[["cell", "dataset", *PLACE]].drop_duplicates(["cell", *PLACE])
     cells = cells.sort_values([*order, "cell"], kind="stable", ignore_index=True)
     cells["title"] = _titles(cells)
     cells["place"] = range(len(cells))
-    marked = requests.merge(cells, on=["cell", *PLACE], how="left")
+    marked = requests.merge(cells.drop(columns="dataset"), on=["cell", *PLACE], how="left")
     return marked.sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
 
 
@@ -192,7 +227,8 @@ def _with_hashes(titles: list[str], cells: pd.DataFrame) -> list[str]:
 
 
 def _shown(cells: pd.DataFrame) -> list[str]:
-    return [name for name in _WORDS if name in {"batch_size", "temperature"} or len(cells[name].unique()) > 1]
+    always = {"batch_size", "temperature"}
+    return [name for name in _WORDS if name in always or (name in cells and len(cells[name].unique()) > 1)]
 
 
 def _joined(cells: pd.DataFrame, shown: Iterable[str]) -> Iterator[str]:

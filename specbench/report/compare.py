@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from specbench.analysis.acceptance import block_efficiency, measured
 from specbench.analysis.speedup import COMPARABLE, Speedup, speedup, twin_noise_floor
@@ -23,7 +21,7 @@ from specbench.errors import ResultsError
 from specbench.records.store import Store
 from specbench.report.cells import BASELINE, TWIN, full_batches
 from specbench.report.resolution import RESOLVED, resolution
-from specbench.report.tables import MISSING, TIMES, number, significant
+from specbench.report.tables import MISSING, TIMES, number, significant, titled
 
 _IDENTITY = ("method", "options", "draft_latency_ms", "rule", "twin")
 _LOOSE = ("target", "batch_size", "temperature")
@@ -206,10 +204,7 @@ def _cell_words(rows: pd.DataFrame) -> str:
 def tables(comparison: Comparison) -> Iterator[Table]:
     """One table a cell, as a terminal shows it."""
     for cell in dict.fromkeys(change.cell for change in comparison.changes):
-        shown = Table(
-            title=Text(cell), title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD,
-            pad_edge=False,
-        )  # fmt: skip
+        shown = titled(cell)
         shown.add_column("arm", overflow="fold", min_width=18)
         for heading in ("tok/s A", "tok/s B", "B / A"):
             shown.add_column(heading, justify="right", no_wrap=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from specbench.report import claims, reasons
+from specbench.report import claims, lessons, reasons
 from specbench.report.cells import BASELINE, TWIN, Results
 from specbench.report.metrics import Frames, head_to_head
 from specbench.report.published import origin
@@ -40,7 +40,10 @@ class Answer:
 
 
 def answers(results: Results, frames: Frames) -> list[Answer]:
-    """The four answers; one that the data cannot give says so."""
+    """The four answers; one that the data cannot give says so. Then what a study of drafts teaches, if this is one."""
+    taught = [Answer(lessons.QUESTION, found)] if (found := lessons.lessons(frames)) else []
+    if frames.summary.empty:
+        return taught
     cells = _cells(frames)
     examples = list(cells) if len(cells) <= _MOST_CELLS else [next(iter(cells)), list(cells)[-1]]
     ranked = {title: best for title in examples if (best := _ranked(cells[title]))}
@@ -54,6 +57,7 @@ def answers(results: Results, frames: Frames) -> list[Answer]:
         Answer(QUESTIONS[1], why or nothing),
         Answer(QUESTIONS[2], change or nothing),
         Answer(QUESTIONS[3], [*_claim(results, frames)]),
+        *taught,
     ]
 
 

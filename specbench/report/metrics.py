@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis import acceptance, throughput
+from specbench.analysis.latencies import LatencyTable
 from specbench.analysis.prediction import compose
 from specbench.analysis.speedup import (
     PAIR,
@@ -24,10 +25,18 @@ from specbench.analysis.speedup import (
     speedup,
     twin_noise_floor,
 )
+from specbench.errors import ResultsError
 from specbench.records.schema import PHASES
-from specbench.report import along
+from specbench.report import along, composed
+from specbench.report import drafts as drafting
+from specbench.report import forwards as forwarding
+from specbench.report import skill as skills
 from specbench.report.beams import beams
 from specbench.report.cells import BASELINE, PLACE, TWIN, Results, full_batches, load
+from specbench.report.composed_arms import composed_arms
+from specbench.report.decisions import Decision, change_frame, decisions, forecast_frame
+from specbench.report.latency_axis import composed_points, latency_axis
+from specbench.report.phases import phase_times
 from specbench.report.published import beside
 from specbench.report.resolution import resolution
 from specbench.report.rules import rules
@@ -40,7 +49,10 @@ LOOPING = 0.5
 
 @dataclass(frozen=True)
 class Frames:
-    """Everything that is shown, tidy: one row per cell and arm, or per position, length, batch or text below that."""
+    """Everything that is shown, tidy: one row per cell and arm, or per position, length, batch or text below that.
+
+    From ``drafts`` on, what a run with draft models, traces, latencies or scores has beside that; empty without them.
+    """
 
     summary: pd.DataFrame
     phases: pd.DataFrame
@@ -53,6 +65,22 @@ class Frames:
     beams: pd.DataFrame
     rules: pd.DataFrame
     published: pd.DataFrame
+    drafts: pd.DataFrame
+    best_drafts: pd.DataFrame
+    depths: pd.DataFrame
+    latency_axis: pd.DataFrame
+    forecasts: pd.DataFrame
+    changes: pd.DataFrame
+    composed: pd.DataFrame
+    composed_arms: pd.DataFrame
+    left_out: pd.DataFrame
+    models: pd.DataFrame
+    sizes: pd.DataFrame
+    forwards: pd.DataFrame
+    forward_lines: pd.DataFrame
+    forward_slopes: pd.DataFrame
+    skill: pd.DataFrame
+    correlations: pd.DataFrame
 
 
 def frames(results: Results) -> Frames:
@@ -61,7 +89,7 @@ def frames(results: Results) -> Frames:
     Raises:
         ResultsError: Rows of a cell must not be compared.
     """
-    overview = summary(results)
+    overview, of_models = summary(results), _of_models(results)
     return Frames(
         summary=overview,
         phases=phase_times(results),
@@ -74,7 +102,83 @@ def frames(results: Results) -> Frames:
         beams=beams(results, overview),
         rules=rules(results, overview),
         published=beside(results),
+        **_of_drafts(results, overview, of_models["sizes"]),
+        **of_models,
     )
+
+
+def _of_drafts(results: Results, overview: pd.DataFrame, sizes: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What is known of draft models, and what could not be composed of them with the reason."""
+    found = drafting.drafts(results, overview)
+    beside_measured, left_out = _composed(results)
+    arms, arms_left_out = composed_arms(results)
+    decided = _decided(results)
+    skill = skills.skill(results, found.gammas)
+    return {
+        "drafts": found.gammas,
+        "best_drafts": found.best,
+        "depths": drafting.depths(results, found.best, sizes),
+        "latency_axis": _joined(latency_axis(results), composed_points(arms)),
+        "forecasts": forecast_frame(decided),
+        "changes": change_frame(decided),
+        "composed": beside_measured,
+        "composed_arms": arms,
+        "left_out": _joined(found.left_out, left_out, arms_left_out),
+        "skill": skill,
+        "correlations": skills.correlations(skill),
+    }
+
+
+def _joined(*parts: pd.DataFrame) -> pd.DataFrame:
+    """Frames below one another; an empty one has no say in the types."""
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+
+def _composed(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Composed beside measured throughput, and the arms that have no such pair."""
+    nothing = pd.DataFrame(columns=drafting.LEFT_OUT)
+    if not results.traces or results.latencies.empty:
+        return composed.Comparison((), {}).frame, nothing
+    try:
+        found = composed.compare(results, results.traces, LatencyTable(results.latencies))
+    except ResultsError:
+        return composed.Comparison((), {}).frame, nothing  # the drafts, which are composed as well, have the reason
+    rows = [(title, arm, reason) for (title, arm), reason in found.left_out.items()]
+    return found.frame, pd.DataFrame(rows, columns=drafting.LEFT_OUT)
+
+
+def _decided(results: Results) -> list[Decision]:
+    try:
+        return decisions(results)
+    except ResultsError:  # no phases were timed, or nothing was drafted
+        return []
+
+
+def _of_models(results: Results) -> dict[str, pd.DataFrame]:
+    """Forward times, and what models weigh."""
+    found = forwarding.forwards(results)
+    lines, models = forwarding.lines(found), forwarding.shapes(found)
+    return {
+        "models": models,
+        "sizes": forwarding.known_sizes(results, models),
+        "forwards": found,
+        "forward_lines": lines,
+        "forward_slopes": forwarding.slopes(lines),
+    }
+
+
+SUMMARY = (
+    "title", "cell", *PLACE, "arm", "method", "label", "options", "draft", "rule", "attention", "captured_phases",
+    "latency_mode", "draft_latency_ms", "lossless", "simulated", "series", "requests", "failed", "status", "reason",
+    "equal", "near_tie", "wrong", "partial_batches_left_out", "decode_tokens_per_s", "e2e_tokens_per_s",
+    "batch_tokens_per_s", "full_batch_tokens_per_s", "occupancy", "ttft_s", "tpot_s", "step_s", "block_efficiency",
+    "block_efficiency_uncut", "mean_accepted", "acceptance_rate", "nodes_per_step", "depth_per_step", "gamma",
+    "output_tokens", "repeat_ngram_share", "looping", "speedup_core", "low", "high", "units", "baseline_tokens",
+    "method_tokens", "speedup_e2e", "resolution", "noise_floor", "speedup", "fastest_autoregressive",
+    "full_batch_speedup", "full_batch_low", "full_batch_high", *(f"{phase}_ms" for phase in PHASES), "syncs_per_step",
+    "phase_pass_slowdown",
+)  # fmt: skip
+"""Columns of `summary`; there are no rows where a folder holds traces, latencies or scores alone."""
 
 
 def summary(results: Results) -> pd.DataFrame:
@@ -101,19 +205,7 @@ def summary(results: Results) -> pd.DataFrame:
             row["phase_pass_slowdown"] = slowdowns.get((title, arm))
             cell_rows.append(row)
         rows += sorted(cell_rows, key=_fast_first)
-    return pd.DataFrame(rows)
-
-
-_PHASE_COLUMNS = ("title", "arm", *(f"{phase}_ms" for phase in (*PHASES, "step")), "syncs_per_step", "tokens_per_step")
-
-
-def phase_times(results: Results) -> pd.DataFrame:
-    """Mean milliseconds of a step by phase, one row per cell and arm, over all steps of the phase pass."""
-    sums = results.steps.groupby(["title", "arm"], sort=False).sum(numeric_only=True)
-    means = {f"{phase}_ms": 1000 * sums[f"{phase}_s"] / sums["steps"] for phase in (*PHASES, "step")}
-    means["syncs_per_step"] = sums["syncs"] / sums["steps"]
-    means["tokens_per_step"] = sums["emitted_tokens"] / sums["rows_active"]
-    return pd.DataFrame(means).reset_index()[list(_PHASE_COLUMNS)]
+    return pd.DataFrame(rows, columns=SUMMARY)
 
 
 def positions(results: Results) -> pd.DataFrame:
@@ -150,14 +242,14 @@ def _by_index(
 
 def batches(results: Results) -> pd.DataFrame:
     """The spread: speed-up, tokens/s and block efficiency of each timed batch, one row a batch."""
-    parts = []
+    columns = ["title", "arm", *PAIR, "speedup_core", "decode_tokens_per_s", "block_efficiency"]
+    parts = [pd.DataFrame(columns=columns)]
     for title, arms in results.timed.items():
         for arm, own in arms.items():
             found = _batch_rates(acceptance.measured(own))
             found["speedup_core"] = batch_ratios(arms[BASELINE], own) if BASELINE in arms else math.nan
             parts.append(found.reset_index().assign(title=title, arm=arm))
-    columns = ["title", "arm", *PAIR, "speedup_core", "decode_tokens_per_s", "block_efficiency"]
-    return pd.concat(parts, ignore_index=True)[columns]
+    return pd.concat(parts[1:] or parts, ignore_index=True)[columns]
 
 
 def _batch_rates(own: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ _MOST_ROWS = 1000
 
 _NUMBERS_BELOW = {
     "batch_size": "batch_size", "category": "category", "context_length": "prompt_tokens", "gamma": "gamma",
-    "width": "width", "length": "length", "temperature": "temperature", "draft_latency": "draft_latency_ms",
+    "width": "width", "length": "length", "temperature": "temperature",
 }  # fmt: skip
 
 
@@ -41,15 +41,11 @@ def page(results: Results, frames: Frames, images: Images, warnings: Sequence[st
         _contents(images, frames),
         *_summary(answers(results, frames)),
         _warning_box(warnings),
-        '<h2 id="numbers">Numbers</h2>',
-        '<p class="note">Press a heading to sort; hold the pointer on it for its meaning. '
-        "Speeds are of the headline pass. Full precision is in tables/summary.csv.</p>",
-        as_html(frames.summary, COLUMNS, marks),
-        "<details><summary>More columns</summary>",
-        as_html(frames.summary, MORE_COLUMNS, marks),
-        "</details>",
-        _legend(),
+        *_overview(frames, marks),
         *(_figure(name, FIGURES[name], (svg, _numbers(name, frames, marks))) for name, svg in images.items()),
+        *_models(frames),
+        *_composed_arms(frames),
+        *_left_out(frames),
         *_by_cell(results, frames),
         *_loops(frames, marks),
         '<h2 id="provenance">Where this comes from</h2>',
@@ -73,6 +69,8 @@ def _asset(name: str) -> str:
 def facts(results: Results) -> str:
     """Target, hardware, data type and prompts in one line: what every figure of the run has in its footer."""
     rows = results.requests
+    if rows.empty:
+        return _facts_without_requests(results)
     parts = [
         f"target {_listed(rows['target'])}",
         f"{_listed(rows['dtype'])} on {_listed(rows['device'])}",
@@ -85,14 +83,31 @@ def facts(results: Results) -> str:
     return "; ".join(parts) + "."
 
 
+def _facts_without_requests(results: Results) -> str:
+    tables = {"forwards": results.latencies, "scores": results.scores}
+    known = [rows for rows in tables.values() if len(rows)]
+    parts = [f"{name} of {counted(rows['model'].nunique(), 'model')}" for name, rows in tables.items() if len(rows)]
+    parts += [f"traces of {counted(len(results.traces), 'draft')}"] if results.traces else []
+    if known:
+        first = known[0]
+        parts.append(f"{_listed(first['dtype'])} on {_listed(first['device'])}")
+        parts.append(f"CPU threads: {_listed(first['threads'])}")
+    return "; ".join(parts) + "."
+
+
 def _listed(values: pd.Series) -> str:
     return " and ".join(str(value) for value in values.unique())
 
 
 def _contents(images: Images, frames: Frames) -> str:
-    places = {"summary": "Summary", "numbers": "Numbers"}
+    has_runs = len(frames.summary) > 0
+    places = {"summary": "Summary"} | ({"numbers": "Numbers"} if has_runs else {})
     places |= {name: FIGURES[name].heading for name in images}
-    places |= {"cells": "By cell"} | ({"loops": "Texts that loop"} if len(frames.loops) else {})
+    places |= {"models": "Models"} if len(frames.models) else {}
+    places |= {"composed-arms": "Arms that were not run"} if len(frames.composed_arms) else {}
+    places |= {"left-out": "Not composed"} if len(frames.left_out) else {}
+    places |= {"cells": "By cell"} if has_runs else {}
+    places |= {"loops": "Texts that loop"} if len(frames.loops) else {}
     places |= {"provenance": "Where this comes from"}
     links = "".join(f'<li><a href="#{name}">{html.escape(heading)}</a></li>' for name, heading in places.items())
     return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
@@ -104,6 +119,50 @@ def _summary(found: list[Answer]) -> Iterator[str]:
         items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in answer.sentences)
         yield f"<h3>{number}. {html.escape(answer.question)}</h3><ul>{items}</ul>"
     yield "</section>"
+
+
+def _overview(frames: Frames, marks: Mapping[str, str]) -> Iterator[str]:
+    if frames.summary.empty:
+        return
+    yield '<h2 id="numbers">Numbers</h2>'
+    yield (
+        '<p class="note">Press a heading to sort; hold the pointer on it for its meaning. '
+        "Speeds are of the headline pass. Full precision is in tables/summary.csv.</p>"
+    )
+    yield as_html(frames.summary, COLUMNS, marks)
+    yield f"<details><summary>More columns</summary>{as_html(frames.summary, MORE_COLUMNS, marks)}</details>"
+    yield _legend()
+
+
+def _models(frames: Frames) -> Iterator[str]:
+    """What every model really weighs; its name is not asked."""
+    if frames.models.empty:
+        return
+    yield '<h2 id="models">Models</h2>'
+    yield (
+        '<p class="note">Shapes as the tensors have them: a name that says another size is not believed. Where '
+        "weights are random, the times are the shape's. More in tables/models.csv.</p>"
+    )
+    yield plain_html(frames.models)
+
+
+def _composed_arms(frames: Frames) -> Iterator[str]:
+    if frames.composed_arms.empty:
+        return
+    yield '<h2 id="composed-arms">Arms that were not run</h2>'
+    yield (
+        '<p class="note">Composed of a trace, forward times and the autoregressive arm; how far that can be trusted '
+        "is seen where the same is measured. More in tables/composed_arms.csv.</p>"
+    )
+    yield plain_html(frames.composed_arms)
+
+
+def _left_out(frames: Frames) -> Iterator[str]:
+    if frames.left_out.empty:
+        return
+    yield '<h2 id="left-out">Not composed</h2>'
+    yield '<p class="note">A composed point needs a trace and forward times of its cell; these had none that fit.</p>'
+    yield plain_html(frames.left_out)
 
 
 def _warning_box(sentences: Sequence[str]) -> str:
@@ -139,6 +198,16 @@ def _numbers(name: str, frames: Frames, marks: Mapping[str, str]) -> str:
         "beam_shape": frames.beams.drop(columns="group"),
         "prefix_tree": frames.beams[frames.beams["beam_nodes"].notna()].drop(columns="group"),
         "rules": frames.rules,
+        "draft_latency": frames.latency_axis[frames.latency_axis["kind"] != "line"],
+        "drafts": frames.best_drafts,
+        "draft_depth": frames.depths.drop(columns="panel"),
+        "lookahead": frames.drafts,
+        "step_by_draft": frames.best_drafts,
+        "skill": frames.skill,
+        "forward_depth": frames.forward_lines[frames.forward_lines["along"] == "depth"],
+        "forward_width": frames.forward_lines[frames.forward_lines["along"] == "width"],
+        "changes": frames.changes,
+        "predicted": frames.composed if len(frames.composed) else frames.forecasts,
     }.get(name)
     if name in _NUMBERS_BELOW:
         frame = frames.along[frames.along["axis"] == _NUMBERS_BELOW[name]].drop(columns=["axis", "panel", "x"])
@@ -150,6 +219,8 @@ def _numbers(name: str, frames: Frames, marks: Mapping[str, str]) -> str:
 
 
 def _by_cell(results: Results, frames: Frames) -> Iterator[str]:
+    if frames.summary.empty:
+        return
     yield '<h2 id="cells">By cell</h2>'
     for title, sentences in findings(results, frames):
         first, rest = html.escape(sentences[0]), html.escape(" ".join(sentences[1:]))

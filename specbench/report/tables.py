@@ -166,6 +166,18 @@ _ROOMY = 100
 _WORDY = {"arm": 18, "95 % interval": 9, "text": 8, "status": 8}
 
 
+def titled(title: str) -> Table:
+    """A table for a terminal, without a column yet."""
+    return Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+
+
 def terminal(summary: pd.DataFrame, width: int = 120) -> list[Table]:
     """One rich table per cell; a narrow terminal is spared the columns that the page has as well."""
     shown = _needed(COLUMNS, summary)
@@ -173,14 +185,7 @@ def terminal(summary: pd.DataFrame, width: int = 120) -> list[Table]:
         shown = tuple(column for column in shown if column.heading not in {"accepted", "TTFT ms"})
     tables = []
     for title, cell in summary.groupby("title", sort=False):
-        table = Table(
-            title=Text(str(title)),
-            title_justify="left",
-            title_style="bold",
-            header_style="bold",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        table = titled(str(title))
         for column in shown:
             left = column.heading in {"arm", "text", "status"}
             # Words may wrap, numbers may not; the arm's name is what a reader looks for.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from specbench.analysis.verdicts import ArmCheck, Divergence
-from specbench.report.tables import MISSING, number
+from specbench.report.tables import MISSING, number, titled
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids as text."""
@@ -20,9 +19,7 @@ _CONTEXT = 12
 
 def table(cell: str, checks: Sequence[ArmCheck]) -> Table:
     """One cell, as a terminal shows it."""
-    shown = Table(
-        title=Text(cell), title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
+    shown = titled(cell)
     shown.add_column("arm", overflow="fold", min_width=18)
     for heading in ("texts", "equal", "near-tie", "WRONG", "first at", "worst gap", "tok/step"):
         shown.add_column(heading, justify="right", no_wrap=True)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -266,6 +267,36 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
 )
 def test_every_experiment_of_the_repository_is_right(name, counts):
     assert specbench_command("check", str(ROOT / "experiments" / f"{name}.yaml")).out == f"ok: {counts}\n"
+
+
+DSD = ("f1_draft_size", "f2_step_breakdown", "f3_lookahead", "f4_skill", "f5_depth", "f6_break_even", "f7_predicted",
+       "f8_wide_or_deep", "f9_shrinking", "f10_generality", "t1_shapes")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "arms"), [("dsd", "dsd", "8 cells, 40 trials"), ("dsd/paper", "dsd_paper", "3 cells, 24 trials")]
+)
+def test_every_figure_of_decoding_speculative_decoding_is_right(folder, name, arms):
+    lines = specbench_command("check", str(ROOT / "experiments" / folder / "all.yaml")).out.splitlines()
+    assert [line.partition(": ok: ")[0] for line in lines] == [f"{name}_{figure}" for figure in DSD]
+    assert any(line.startswith(f"{name}_f10_generality: ok: {arms}, ") for line in lines)
+
+
+def test_no_figure_of_decoding_speculative_decoding_is_left_out_of_its_lists():
+    folder = ROOT / "experiments" / "dsd"
+    for own in (folder, folder / "paper"):
+        assert {path.stem for path in own.glob("*.yaml")} == {*DSD, "all"}
+
+
+def test_the_readme_of_the_figures_names_files_and_figures_that_there_are():
+    from specbench.report.plots import FIGURES
+
+    text = (ROOT / "experiments" / "dsd" / "README.md").read_text("utf-8")
+    rows = [line.split("|") for line in text.splitlines() if re.match(r"\| [FT]\d+ \|", line)]
+    assert [row[2].strip(" `").removesuffix(".yaml") for row in rows] == list(DSD)
+    drawn = [name for row in rows[:-1] for name in re.findall(r"`(\w+)`", row[4])]
+    assert len(drawn) >= len(DSD) - 1
+    assert set(drawn) <= {*FIGURES}
 
 
 def test_no_experiment_of_the_repository_is_left_out_above():

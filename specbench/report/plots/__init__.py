@@ -8,9 +8,12 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from specbench.report.forwards import EQUAL
 from specbench.report.metrics import Frames
-from specbench.report.plots import beside, rules, speed, steps, trees
+from specbench.report.metrics import series as series_of
+from specbench.report.plots import beside, drafts, forwards, rules, skill, speed, steps, theory, trees
 from specbench.report.plots.style import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
+from specbench.report.tables import percent
 from specbench.report.words import text_notes
 
 __all__ = ["FIGURES", "THEMES", "Drawing", "Look", "adaptive", "look", "look_of", "mark", "themed"]
@@ -48,12 +51,22 @@ class Drawing:
 def look_of(frames: Frames, theme: str = "light") -> Look:
     """The look of all arms of a report."""
     series = dict(zip(frames.summary["arm"], frames.summary["series"], strict=True))
+    series |= {arm: arm for draft, arm in drafts.leaders(frames).items() if arm == draft}
+    series |= {arm: series_of(arm) for arm in frames.composed_arms["arm"].astype(str)}
     return look([*series], theme, series, text_notes(frames.summary))
 
 
 _INTERVAL = "Bars are 95 % intervals over batches of prompts; below four batches there is none. "
 _ALONG = "tables/along.csv"
 _BEAMS = "tables/beams.csv"
+_BEST = "tables/best_drafts.csv"
+_FORWARDS = "latencies.parquet"
+_COMPOSED = "requests.parquet, steps.parquet; composed: traces.parquet, latencies.parquet"
+_AT_BEST = (
+    "Each draft stands at its own best gamma, chosen on one half of the batches of prompts and shown on the other. "
+    "Hollow marks were never run: they are composed of a trace and forward times, with the host's time of the "
+    "autoregressive arm. "
+)
 _HOLLOW = "Hollow marks were published, on other hardware, and compare in their shape alone. "
 
 FIGURES: Mapping[str, Drawing] = {
@@ -185,13 +198,101 @@ FIGURES: Mapping[str, Drawing] = {
     ),
     "draft_latency": Drawing(
         "Draft latency",
-        "Speed-up by draft latency",
-        "Where a curve crosses 1 lies the break-even draft latency. The acceptance is the same along a curve, since "
-        "only the time of the draft was raised; the first point of a curve without a bound is the draft's own time. "
+        "Throughput by draft latency, and the closed form",
+        "Only the time of the draft was raised, so the acceptance is the same along a line. The line is the closed "
+        "form through the ringed arm; the other points judge it. Where it crosses the dotted line lies the break-even "
+        "draft latency. A cross is a latency below the draft's own: no run can keep it, and the closed form answers. "
         + _INTERVAL,
-        _HEADLINE,
-        _ALONG,
-        partial(speed.along, speed.DRAFT_LATENCY),
+        f"{_HEADLINE} and {_PHASE}",
+        "tables/latency_axis.csv",
+        theory.draft_latency,
+    ),
+    "drafts": Drawing(
+        "Draft models",
+        "Throughput, tokens per step and draft latency by draft model",
+        "Read the rows together: a draft whose tokens per step are higher may still give less throughput, because its "
+        "forwards take longer. " + _AT_BEST + _INTERVAL,
+        _COMPOSED,
+        _BEST,
+        drafts.drafts,
+    ),
+    "draft_depth": Drawing(
+        "Depth at equal parameters",
+        "Throughput, tokens per step and draft latency by depth, at equal parameters",
+        f"These drafts have equally many parameters, within {percent(EQUAL)}, in more or fewer layers. "
+        + _AT_BEST
+        + _INTERVAL,
+        _COMPOSED,
+        "tables/depths.csv",
+        drafts.by_depth,
+    ),
+    "lookahead": Drawing(
+        "Lookahead",
+        "Throughput and tokens per step by gamma, for each draft model",
+        "Throughput has one top: behind it a further draft token costs more than it brings. Tokens per step only "
+        "grow, and level off. Dashed lines were never run: they are composed of a trace and forward times. Bands are "
+        "95 % intervals over batches of prompts.",
+        _COMPOSED,
+        "tables/drafts.csv",
+        drafts.lookahead,
+    ),
+    "step_by_draft": Drawing(
+        "A step by draft model",
+        "Draft, verification and host time of a step by draft model",
+        "Where the draft's part grows from one draft to the next, more must be accepted to pay for it. " + _AT_BEST,
+        _COMPOSED,
+        _BEST,
+        drafts.step_by_draft,
+    ),
+    "skill": Drawing(
+        "Draft skill and acceptance",
+        "Tokens per step of each draft over its skill as a language model",
+        "If skill told which draft is accepted more often, the marks would lie on a rising line (over perplexity a "
+        "falling one), and the rank correlation would be near 1 or -1. Bars are 95 % intervals, over texts or "
+        "questions sideways and over prompts upwards; p is the chance of such an order among unrelated columns.",
+        "scores.parquet; acceptance: traces.parquet, or requests.parquet",
+        "tables/skill.csv",
+        skill.skill,
+    ),
+    "forward_depth": Drawing(
+        "A forward over depth",
+        "Time of a forward over depth, at equal parameters",
+        "All models of a panel weigh the same, so a line that rises says that depth costs time of its own: launches "
+        "and the waiting between them. A line that compiling flattens says that much of it was overhead, no law. "
+        "Bars are 95 % intervals of the median over rounds; slopes are least squares with theirs.",
+        _FORWARDS,
+        "tables/forwards.csv",
+        forwards.depth,
+    ),
+    "forward_width": Drawing(
+        "A forward over width",
+        "Time of a forward over width, at equal depth",
+        "All models of a panel have equally many layers, so a line that rises says that weights cost time: reading "
+        "and multiplying them. Bars are 95 % intervals of the median over rounds.",
+        _FORWARDS,
+        "tables/forwards.csv",
+        forwards.width,
+    ),
+    "changes": Drawing(
+        "What would have to change",
+        "What each draft would need to be as fast as the best one",
+        "Left: the tokens that a step would have to emit at the draft's best gamma. Right: how short a draft forward "
+        "would have to be, at the gamma that is best by then. Either change alone would do. The best draft was chosen by "
+        "what was measured on half of the prompts, so that another one may be predicted to be faster.",
+        f"{_HEADLINE} and {_PHASE}",
+        "tables/changes.csv",
+        theory.changes,
+    ),
+    "predicted": Drawing(
+        "Predicted and measured",
+        "Predicted against measured throughput",
+        "On the line a prediction is exact; hollow marks miss by more than the band. The closed forms take acceptance "
+        "and phase times from the run, and throughput, which they do not see, judges them. Composed throughput takes "
+        "acceptance from a trace and times from the table of forwards, and sees nothing of the cell. Bars are 95 % "
+        "intervals over batches of prompts.",
+        _COMPOSED,
+        "tables/forecasts.csv and tables/composed.csv",
+        theory.predicted,
     ),
     "tokens_against_efficiency": Drawing(
         "Tokens per second against tokens per step",

@@ -113,10 +113,15 @@ def leader(points: pd.DataFrame, name: str) -> str:
 def name_arms(found: Mapping[str, Axes], summary: pd.DataFrame, arms: Sequence[str]) -> None:
     """Arm names at the left edge, wrapped, with what a reader must know of each."""
     notes = text_notes(summary)
-    labels = ["\n".join(textwrap.wrap(arm + notes.get(arm, ""), 30, break_on_hyphens=False)) for arm in arms]
-    for axes in found.values():
-        axes.set_yticks(range(len(arms)), labels)
-        axes.set_ylim(len(arms) - 0.4, -0.6)
+    name_lines([*found.values()], [arm + notes.get(arm, "") for arm in arms])
+
+
+def name_lines(found: Sequence[Axes], names: Sequence[str]) -> None:
+    """Names at the left edge, wrapped, one a line from above."""
+    labels = ["\n".join(textwrap.wrap(name, 30, break_on_hyphens=False)) for name in names]
+    for axes in found:
+        axes.set_yticks(range(len(names)), labels)
+        axes.set_ylim(len(names) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
 
@@ -176,7 +181,7 @@ def value_ticks(axes: Axes, values: Mapping[float, str], scale: str) -> None:
     """A tick at each value with its text, if they are few; ``log`` is to base 2."""
     if scale == "log":
         axes.set_xscale("log", base=2)
-    if scale != "real" and len(values) <= _MOST_TICKS:
+    if len(values) <= _MOST_TICKS:
         axes.xaxis.set_major_locator(FixedLocator([*values]))
         axes.set_xticks([*values], [*values.values()])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -186,6 +191,12 @@ def bars(own: pd.DataFrame, kind: str) -> np.ndarray:
     """What an interval reaches below and above its points, as matplotlib wants it."""
     middle = own[kind].to_numpy(float)
     return np.abs(np.vstack([middle - own["low"], own["high"] - middle]).astype(float))
+
+
+def from_zero(found: Sequence[Axes]) -> None:
+    """Let y begin at 0; called when all is drawn, since it fixes the limits of panels that share their axis."""
+    for axes in found:
+        axes.set_ylim(bottom=0)
 
 
 def share_x_limits(found: Sequence[Axes], *, include: float) -> None:

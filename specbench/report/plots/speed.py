@@ -104,7 +104,7 @@ class Axis:
         name: As in the column ``axis``.
         x: Label of the x axis.
         kinds: Column -> label of its y axis; one panel below the other.
-        scale: ``values`` with a tick at each, the same ``log`` to base 2, or ``real`` numbers with round ticks.
+        scale: ``values`` with a tick at each, or the same ``log`` to base 2.
     """
 
     name: str
@@ -129,7 +129,6 @@ WIDTH = Axis("width", "beam width", {"speedup": _SPEEDUP, "block_efficiency": _T
 LENGTH = Axis("length", "beam length (tokens, the root included)", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
 TEMPERATURE = Axis("temperature", "temperature", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
 GAMMA = Axis("gamma", "gamma (draft tokens per step)", {"speedup": _SPEEDUP, "block_efficiency": _TAU})
-DRAFT_LATENCY = Axis("draft_latency_ms", "draft latency (ms per draft forward)", {"speedup": _SPEEDUP}, "real")
 CONTEXT = Axis("prompt_tokens", "context length (tokens of the prompt)", {"speedup": _SPEEDUP})
 
 

@@ -33,7 +33,7 @@ MIN_REACHED = 20
 """Fewest steps behind a point of alpha; with fewer its error is above 10 percentage points."""
 
 # Phases have colours of their own, none of them an arm's.
-_PHASE_COLOURS = {
+PHASE_COLOURS = {
     "draft": "#6a51a3", "verify": "#a9b0c0", "accept": "#7fbf7b", "update": "#e3b778", "host": "#c65353",
 }  # fmt: skip
 _ACCEPTANCE = {
@@ -61,12 +61,12 @@ def step_time(frames: Frames, style: Look) -> Sketch | None:
         left = np.zeros(len(arms))
         for phase in PHASES:
             widths = cell[f"{phase}_ms"].fillna(0.0).to_numpy(float)
-            axes.barh(range(len(arms)), widths, left=left, height=0.62, color=_PHASE_COLOURS[phase])
+            axes.barh(range(len(arms)), widths, left=left, height=0.62, color=PHASE_COLOURS[phase])
             left += widths
         _bar_totals(axes, cell, style)
     name_arms(found, frames.summary, arms)
     edge_labels([*found.values()], "ms per decode step")
-    return Sketch(figure, [Patch(color=colour, label=phase) for phase, colour in _PHASE_COLOURS.items()])
+    return Sketch(figure, [Patch(color=colour, label=phase) for phase, colour in PHASE_COLOURS.items()])
 
 
 def _bar_totals(axes: Axes, cell: pd.DataFrame, style: Look) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from specbench.report.metrics import frames, load
+from tests.unit.report.a_study import write_study
 from tests.unit.report.beams_of_a_drafter import BEAMS, plan
 from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results, write_rules
 
@@ -43,6 +44,24 @@ def odd_frames(odd_results):
 def beam_frames(tmp_path_factory):
     """Beams of three widths and two lengths, and Medusa, set beside all that is published."""
     return frames(load(write_results(tmp_path_factory.mktemp("beams"), plan())))
+
+
+@pytest.fixture(scope="session")
+def study_folder(tmp_path_factory):
+    """Six drafts, run, traced, timed and scored."""
+    return write_study(tmp_path_factory.mktemp("results") / "study" / "Example-3000")
+
+
+@pytest.fixture(scope="session")
+def study_results(study_folder):
+    """The tables of the study."""
+    return load(study_folder)
+
+
+@pytest.fixture(scope="session")
+def study_frames(study_results):
+    """What is shown of the study."""
+    return frames(study_results)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ class Arm:
     label: str | None = None
     settings: dict[str, object] | None = None
     nodes: int | None = None
+    draft: str | None = None
 
     @property
     def options(self) -> dict[str, object]:
@@ -208,6 +209,7 @@ class _Batch:
             "arm": arm.name,
             "options": json.dumps(arm.options),
             "target": "pico",
+            "draft": arm.draft,
             "dtype": "bfloat16",
             "device": "cpu Example 3000",
             "threads": 1,

@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console
 
 from specbench.errors import ResultsError
+from specbench.records.store import Store
 from specbench.report import plots
 from specbench.report.build import build_report
+from tests.unit.report.a_study import forward, write_study
 from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
 
 
@@ -22,7 +24,7 @@ def built(odd_folder):
 
 ODD_FIGURES = (
     "speedup", "batch_size", "tokens_against_efficiency", "alpha_against_latency", "step_time", "acceptance",
-    "accepted_lengths",
+    "accepted_lengths", "changes", "predicted",
 )  # fmt: skip
 """What the odd folder has data for: no sweep of gamma or latency, one temperature, one category and length."""
 
@@ -33,7 +35,7 @@ def test_a_report_lies_beside_its_data(built, odd_folder):
     assert figures == {f"{name}.{kind}" for name in ODD_FIGURES for kind in ("png", "svg")}
     assert {path.name for path in (odd_folder / "tables").iterdir()} == {
         "summary.md", "details.md", "summary.csv", "step_time.csv", "acceptance.csv", "batches.csv", "along.csv",
-        "costs.csv", "accepted_lengths.csv", "loops.csv",
+        "costs.csv", "accepted_lengths.csv", "loops.csv", "forecasts.csv", "changes.csv",
     }  # fmt: skip
 
 
@@ -45,6 +47,49 @@ def test_the_page_needs_nothing_from_elsewhere(built):
     assert all(link[0] == "#" or link == "data:," for link in re.findall(r'href="([^"]*)"', text))
     assert "@import" not in text
     assert "url(" not in text
+
+
+def test_a_study_without_a_run_has_a_page_of_what_it_has(tmp_path):
+    folder = write_study(tmp_path / "shapes" / "machine", run=False)
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        [report] = build_report(tmp_path, console)
+    text = report.path.read_text(encoding="utf-8")
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"forward_depth", "forward_width"}
+    assert "forwards of 9 models" in text
+    assert 'id="models"' in text
+    assert 'id="numbers"' not in text
+    assert "speed-up" not in capture.get()
+    assert not (folder / "tables" / "summary.csv").exists()
+
+
+def test_what_could_not_be_made_is_told_before_the_numbers(tmp_path):
+    folder = write_study(tmp_path / "x" / "machine", run=False)
+    row = {"kind": "trace", "subject": "pico with far", "status": "oom", "reason": "no room", "ended_at": "2025"}
+    Store(folder).write_part("studies", "one", [row])
+    slow = forward("16x64", 16, 64, 9, 0.0, 1, 64) | {
+        "forward_s": None, "forward_low_s": None, "forward_high_s": None, "rounds": 0, "status": "oom",
+        "reason": "it needs 9 GB",
+    }  # fmt: skip
+    Store(folder).write_part("latencies", "two", [slow])
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        build_report(folder, console)
+    assert "! There is no trace of pico with far (oom): no room." in capture.get()
+    assert "! 1 forward could not be timed (16x64); the first, since it needs 9 GB." in capture.get()
+
+
+def test_a_study_shows_the_shapes_and_what_it_teaches(study_folder):
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        [report] = build_report(study_folder, console)
+    text = report.path.read_text(encoding="utf-8")
+    assert "What makes a draft good here?" in text
+    assert "one more layer adds" in capture.get()
+    assert {path.name for path in (study_folder / "tables").iterdir()} >= {
+        "drafts.csv", "best_drafts.csv", "depths.csv", "latency_axis.csv", "forecasts.csv", "changes.csv",
+        "composed.csv", "models.csv", "forwards.csv", "forward_slopes.csv", "skill.csv", "correlations.csv",
+    }  # fmt: skip
 
 
 def test_a_figure_that_the_data_no_longer_has_is_taken_away(tmp_path, monkeypatch):

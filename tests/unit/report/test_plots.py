@@ -79,9 +79,9 @@ def drawn(name, found):
 
 
 @pytest.fixture(scope="module")
-def figures(twelve, beam_frames, rule_frames):
-    """Every figure, drawn once: of the twelve arms, or of beams where they have no such axis."""
-    sources = (twelve, beam_frames, rule_frames)
+def figures(twelve, beam_frames, rule_frames, study_frames):
+    """Every figure, drawn once: of the twelve arms, or of beams or a study where they have no such axis."""
+    sources = (twelve, beam_frames, rule_frames, study_frames)
     return {name: next(filter(None, (drawn(name, source) for source in sources))) for name in plots.FIGURES}
 
 
@@ -133,7 +133,7 @@ def test_each_figure_says_what_it_shows_on_what_and_from_which_rows(figures, nam
 
 
 @pytest.mark.parametrize(
-    "name", ["batch_size", "category", "context_length", "gamma", "width", "length", "temperature", "draft_latency"]
+    "name", ["batch_size", "category", "context_length", "gamma", "width", "length", "temperature"]
 )
 def test_a_figure_over_an_axis_needs_two_values_of_it(twelve, figures, name):
     empty = dataclasses.replace(twelve, along=twelve.along.head(0))
@@ -162,6 +162,67 @@ def test_a_measured_arm_lies_on_the_contour_of_its_own_speed_up(twelve):
     summary = twelve.summary[(twelve.summary["title"] == row["title"]) & (twelve.summary["arm"] == row["arm"])]
     # At batch size 1 steps over tokens are the whole of decode time.
     assert row["composed_speedup"] == pytest.approx(summary["speedup_core"].iloc[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["drafts", "draft_depth", "lookahead", "step_by_draft", "skill", "changes", "predicted", "draft_latency", "gamma"],
+)
+def test_no_text_of_a_study_of_drafts_runs_out_or_overlaps(study_frames, name):
+    check_texts(drawn(name, study_frames))
+
+
+def test_a_draft_looks_the_same_in_every_figure_and_a_composed_point_is_hollow(study_frames):
+    colours = {}
+    for name in ("drafts", "draft_depth"):
+        figure = drawn(name, study_frames)
+        panel = figure.axes[0]
+        marks = [line for line in panel.lines if line.get_marker() not in {"None", None, ""} and len(line.get_xdata())]
+        fills = {line.get_markerfacecolor() for line in marks}
+        colours[name] = {line.get_color() for line in marks}
+        assert plots.look_of(study_frames).paper in fills  # of what was composed
+        assert colours[name] <= fills  # of what was measured
+    assert colours["draft_depth"] < colours["drafts"]
+
+
+def test_a_draft_that_was_never_run_has_a_look_of_its_own(study_frames):
+    only = study_frames.drafts[(study_frames.drafts["draft"] != "deep") | study_frames.drafts["arm"].isna()]
+    style = plots.look_of(dataclasses.replace(study_frames, drafts=only))
+    assert "deep" in style.colours
+    assert len({style.colours[arm] for arm in style.colours if arm == "deep" or "gamma=2" in arm}) == 7
+
+
+def test_a_latency_that_no_run_can_keep_is_crossed_on_the_closed_form(study_frames):
+    figure = drawn("draft_latency", study_frames)
+    [cross] = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    line = study_frames.latency_axis[study_frames.latency_axis["kind"] == "line"]
+    expected = np.interp(0.2, line["draft_latency_ms"].astype(float), line["predicted_tokens_per_s"].astype(float))
+    assert cross.get_xdata() == pytest.approx([0.2])
+    assert cross.get_ydata() == pytest.approx([expected], rel=0.01)
+
+
+def test_a_prediction_that_misses_the_band_is_hollow(study_frames):
+    ends = dict.fromkeys(("measured_low", "measured_high", "composed_low", "composed_high"), np.nan)
+    one = study_frames.composed.iloc[:1].assign(measured_tokens_per_s=100.0, composed_tokens_per_s=130.0, **ends)
+    one["error"] = 0.3
+    two = one.assign(composed_tokens_per_s=105.0, error=0.05)
+    for rows, is_hollow in ((one, True), (two, False)):
+        frames = dataclasses.replace(study_frames, composed=rows, forecasts=study_frames.forecasts.head(0))
+        figure = drawn("predicted", frames)
+        [mark] = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [100.0]]
+        assert (mark.get_markerfacecolor() == plots.look_of(frames).paper) is is_hollow
+        assert f"{int(not is_hollow)} of 1 within 10 %" in figure.axes[0].texts[0].get_text()
+
+
+def test_what_a_draft_needs_is_drawn_where_the_closed_form_says(study_frames):
+    row = study_frames.changes[study_frames.changes["contender"] == "draft_model draft=deep"].iloc[0]
+    tokens, latency = drawn("changes", study_frames).axes[:2]
+    for axes, now, needed in (
+        (tokens, row["tokens"], row["required_tokens"]), (latency, row["draft_ms"], row["tie_draft_ms"]),
+    ):  # fmt: skip
+        xs = {round(float(line.get_xdata()[0]), 9) for line in axes.lines}
+        assert {round(now, 9), round(needed, 9)} <= xs
+    assert f"{100 * (row['required_tokens'] / row['tokens'] - 1):+.0f} %" in [text.get_text() for text in tokens.texts]
 
 
 def test_a_figure_turns_dark_by_itself_and_an_arm_keeps_its_colour(odd_frames):
