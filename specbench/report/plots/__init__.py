@@ -277,8 +277,8 @@ FIGURES: Mapping[str, Drawing] = {
         "What would have to change",
         "What each draft would need to be as fast as the best one",
         "Left: the tokens that a step would have to emit at the draft's best gamma. Right: how short a draft forward "
-        "would have to be, at the gamma that is best by then. Either change alone would do. The best draft was chosen by "
-        "what was measured on half of the prompts, so that another one may be predicted to be faster.",
+        "would have to be, at the gamma that is best by then. Either change alone would do. The best draft was chosen "
+        "by what was measured on half of the prompts, so another one may be predicted to be faster.",
         f"{_HEADLINE} and {_PHASE}",
         "tables/changes.csv",
         theory.changes,

@@ -1,5 +1,6 @@
 """specbench.report.cautions"""
 
+import pandas as pd
 import pytest
 
 from specbench.report.cautions import warnings
@@ -81,3 +82,11 @@ def test_more_than_one_process_is_not_called_one(tmp_path):
 def test_uncommitted_code_is_told(tmp_path, dirty, said):
     sentences = cautions(tmp_path, prompts=1, run={"git_dirty": dirty})
     assert ("The code had changes that were not committed." in sentences) == said
+
+
+def test_a_study_that_could_not_be_made_beside_a_run_is_told(study_folder, study_frames):
+    results = load(study_folder)
+    row = {"kind": "score", "subject": "far on mmlu", "status": "error", "reason": "no such file"}
+    vars(results)["studies"] = pd.DataFrame([row, row | {"subject": "near on mmlu", "status": "ok"}])
+    told = [sentence for sentence in warnings(results, study_frames) if "score" in sentence]
+    assert told == ["There is no score of far on mmlu (error): no such file."]
