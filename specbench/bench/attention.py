@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from specbench.bench.timing import Timeline, seconds_of
+from specbench.bench import timing
+from specbench.bench.timing import Timeline
 from specbench.decode.attention.choice import Shape, choose
 from specbench.decode.target import CachedModel
 
@@ -42,7 +43,8 @@ def settle(model: CachedModel, shapes: Iterable[Shape], clock: Timeline, *, capt
     """
     if model.device.type != "cuda" or model.attention.is_asked_for or model.attention.lines is None:
         return
-    found = choose(model.module, model.windows, "auto", list(shapes), partial(_best_seconds, clock=clock, captured=captured))
+    seconds_of = partial(_best_seconds, clock=clock, captured=captured)
+    found = choose(model.module, model.windows, "auto", list(shapes), seconds_of)
     if found.lines is not None:
         model.attention = found
     torch.cuda.empty_cache()
@@ -56,7 +58,7 @@ def _best_seconds(work: Callable[[], object], clock: Timeline, *, captured: bool
     except Exception:  # noqa: BLE001  (whatever it is: such a backend is of no use here)
         clock.wall()
         return math.inf
-    return min(seconds_of(call, clock) for _ in range(_CALLS))
+    return min(timing.seconds_of(call, clock) for _ in range(_CALLS))
 
 
 def _captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:

@@ -19,7 +19,7 @@ def phase_times(results: Results) -> pd.DataFrame:
     """Mean milliseconds of a step by phase, one row per cell and arm, over all steps of the phase pass."""
     launched = results.steps["steps"].where(results.steps["launch_s"].notna())
     steps = results.steps.assign(launched=launched)
-    sums = steps.groupby(["title", "arm"], sort=False).sum(numeric_only=True, min_count=1)
+    sums = steps.groupby(["title", "arm"], sort=False).sum(numeric_only=True)
     means = {f"{phase}_ms": 1000 * sums[f"{phase}_s"] / sums["steps"] for phase in (*PHASES, "step")}
     means["launch_ms"] = 1000 * sums["launch_s"] / sums["launched"]
     means["syncs_per_step"] = sums["syncs"] / sums["steps"]

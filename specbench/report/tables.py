@@ -213,7 +213,7 @@ def terminal(summary: pd.DataFrame, width: int = 120) -> list[Table]:
 
 def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:
     """One Markdown table per cell, each under its title."""
-    parts = []
+    parts, columns = [], _known(columns, summary)
     for title, cell in summary.groupby("title", sort=False):
         lines = [f"### {title}\n", _line(column.heading for column in columns), _line("---" for _ in columns)]
         texts = ([column.text(row).replace("|", "\\|") for column in columns] for row in cell.to_dict("records"))
@@ -224,10 +224,14 @@ def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str
 
 def _needed(columns: tuple[Shown, ...], summary: pd.DataFrame) -> tuple[Shown, ...]:
     """The columns without the status, if nothing failed, and without limits, if none is known."""
-    unneeded = set() if (summary["status"] != "ok").any() else {"status"}
-    if summary["step_of_limit"].isna().all():
-        unneeded |= {column.heading for column in columns if "limit" in column.heading}
-    return tuple(column for column in columns if column.heading not in unneeded)
+    columns = _known(columns, summary)
+    return tuple(column for column in columns if column.heading != "status" or (summary["status"] != "ok").any())
+
+
+def _known(columns: tuple[Shown, ...], summary: pd.DataFrame) -> tuple[Shown, ...]:
+    """The columns without those of limits, if none is known."""
+    is_known = summary["step_of_limit"].notna().any()
+    return tuple(column for column in columns if is_known or "limit" not in column.heading)
 
 
 def _line(cells: Any) -> str:

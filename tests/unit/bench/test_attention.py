@@ -1,12 +1,14 @@
 """specbench.bench.attention: which forwards of a run are timed, and that a choice is made where it should be."""
 
 import copy
+import math
 
 import pytest
 import torch
 
+from specbench.bench import attention
 from specbench.bench.attention import settle, shapes_of
-from specbench.bench.timing import timeline
+from specbench.bench.timing import HostTimeline, timeline
 from specbench.decode.attention.choice import choose
 from specbench.decode.target import CachedModel
 from support import decoding, models
@@ -25,6 +27,13 @@ def test_on_a_cpu_the_choice_does_not_hang_on_the_machine_s_mood(monkeypatch):
     before = model.attention
     settle(model, shapes_of(1, 20), timeline(model.device))
     assert model.attention is before
+
+
+def test_the_best_of_several_calls_counts_and_what_fails_takes_for_ever():
+    ticks = iter([0, 30, 100, 107, 200, 220, 300, 311, 400, 450])
+    clock = HostTimeline(lambda: next(ticks, 0))
+    assert attention._best_seconds(lambda: None, clock, captured=False) == pytest.approx(7e-9)
+    assert attention._best_seconds(lambda: 1 / 0, clock, captured=False) == math.inf
 
 
 @pytest.mark.gpu

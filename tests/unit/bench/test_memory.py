@@ -74,7 +74,7 @@ def test_only_pools_of_graphs_count_as_graphs_and_only_on_the_devices_asked_for(
 
 
 def test_every_batch_says_what_its_arm_holds(folder):
-    summary = run(folder, ONE_CELL)
+    summary = run(folder, ONE_CELL, limit=2)
     rows = Store(summary.folder).read("requests").drop_duplicates("batch_id").set_index("arm")
     target = weight_bytes([tiny.model()])
     assert set(rows.loc["autoregressive", "weight_bytes"]) == {target}

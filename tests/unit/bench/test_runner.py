@@ -310,7 +310,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_written_part(folder, monkey
 
 
 def test_an_interrupted_run_says_so_and_goes_on(folder):
-    kind = failing(KeyboardInterrupt(), breaks_in=4)
+    kind = failing(KeyboardInterrupt(), breaks_in=5)
     with pytest.raises(KeyboardInterrupt):
         run(folder, ONE_CELL, method_class=with_method("draft_model", kind))
     results = next((folder / "results" / "one-cell").iterdir())

@@ -129,14 +129,14 @@ def folder(tmp_path, family):
 @pytest.fixture
 def little_memory(monkeypatch):
     """Memory for a target and one draft."""
-    get = ModelPool.get
+    get = ModelPool._get
 
-    def limited(self, reference):
+    def limited(self, reference, where):
         if repr(reference) not in self._loaded and len(self._loaded) == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return get(self, reference)
+        return get(self, reference, where)
 
-    monkeypatch.setattr(ModelPool, "get", limited)
+    monkeypatch.setattr(ModelPool, "_get", limited)
 
 
 def test_a_run_with_little_memory_has_the_rows_and_texts_of_one_with_enough(folder, little_memory, monkeypatch):

@@ -2,51 +2,24 @@
 
 import pytest
 
-from specbench.records.schema import blank_row
-from specbench.records.store import Store
 from specbench.report import plots
 from specbench.report.cautions import warnings
 from specbench.report.findings import answers
 from specbench.report.metrics import frames, load
 from specbench.report.tables import COLUMNS, markdown, terminal
+from tests.unit.report.limits_of_arms import A_DRAFT, COUNTED, write_limits
 from tests.unit.report.synthetic import AUTOREGRESSIVE, TARGET_S, TWIN, Arm, Plan, write_results
 
 OUTSIDE = Arm("transformers-generate", "transformers-generate")
 DRAFTING = Arm("drafting", alpha=0.6, gamma=4, draft_s=0.001, verify_s=0.0115)
 
-# 60 MB at 10 GB/s are 6 ms of the 10 that a forward takes; four drafts of 8 MB at 40 GB/s are 0.8 ms of 4.
-COUNTED = {
-    "run_id": "run-1", "batch_size": 1, "steps": 10, "layers": 4,
-    "verify_weight_bytes": 60e6, "verify_operations_per_token": 30e6, "kv_bytes_per_token": 1e3,
-    "kv_operations_per_token": 1e3, "kv_windowed_share": 0.0, "draft_weight_bytes": 0.0, "draft_operations": 0.0,
-    "draft_forwards": 0.0, "draft_kv_bytes_per_token": 0.0, "draft_launches": 1.0, "verify_launches": 200.0,
-    "accept_launches": 20.0, "update_launches": 0.0, "verify_ceiling": "target",
-}  # fmt: skip
-A_DRAFT = {"draft_weight_bytes": 32e6, "draft_operations": 16e6, "draft_forwards": 4.0, "draft_launches": 500.0}
-CEILING = {
-    "device": "cpu Example 3000", "dtype": "bfloat16", "threads": 1, "torch": "2", "matrices": 9,
-    "working_set_bytes": 60_000_000, "product_rows": [1, 8], "products_s": [0.006, 0.008],
-    "read_bytes_per_s": 10e9, "copy_bytes_per_s": 15e9, "operations_per_s": 1e12, "launch_s": 2e-6,
-    "measured_at": "2026-01-01T00:00:00Z",
-}  # fmt: skip
-
 
 def with_limits(folder, *arms, counted=COUNTED, drafted=A_DRAFT, **plan):
-    """A folder drawn from the known model, with limits beside it."""
+    """A folder drawn from the known model, with limits beside it, and what is shown of it."""
     settings = {"batch_sizes": (1,), "prompts": 4, "repeats": 1, "max_new_tokens": 12, "noise": 0.0} | plan
     write_results(folder, Plan((AUTOREGRESSIVE, TWIN, *arms), **settings))
-    store = Store(folder)
-    for name, pace in (("target", 10e9), ("draft", 40e9)):
-        store.write_part(
-            "ceilings", name, [blank_row("ceilings") | CEILING | {"ceiling_id": name, "read_bytes_per_s": pace}]
-        )
-    for cell in store.read("requests")["cell"].unique():
-        for arm in (AUTOREGRESSIVE, *arms):
-            row = blank_row("limits") | counted | {"cell": cell, "arm": arm.name}
-            row |= drafted | {"draft_ceiling": "draft"} if arm.gamma and drafted else {}
-            if arm is not OUTSIDE:
-                store.write_part("limits", f"{cell} {arm.name}", [row])
-    results = load(folder)
+    on_the_core = [arm for arm in (AUTOREGRESSIVE, *arms) if arm is not OUTSIDE]
+    results = load(write_limits(folder, *on_the_core, counted=counted, drafted=drafted))
     return results, frames(results)
 
 

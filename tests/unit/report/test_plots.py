@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from specbench.analysis.closed_forms import expected_tokens
 from specbench.report import plots
 from specbench.report.metrics import frames, load
+from tests.unit.report.limits_of_arms import write_limits
 from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
 
 # What a full lack of one cone does to linear RGB: Vienot, Brettel & Mollon (1999).
@@ -70,7 +71,8 @@ def twelve(tmp_path_factory):
         (AUTOREGRESSIVE, TWIN, *sweep, *others), (1, 4), (0.0, 0.8), prompts=8, repeats=1, max_new_tokens=24,
         categories=("summarization", "translation_back"), prompt_tokens=(100, 300),
     )  # fmt: skip
-    return frames(load(write_results(tmp_path_factory.mktemp("twelve"), plan)))
+    folder = write_results(tmp_path_factory.mktemp("twelve"), plan)
+    return frames(load(write_limits(folder, AUTOREGRESSIVE, *sweep, *others)))
 
 
 def drawn(name, found):
