@@ -364,6 +364,8 @@ class MachineSettings(Settings):
     )
     threads: int = Field(default=1, ge=1, description="Threads of the CPU; fixed and recorded.")
     attention: Literal["auto", "sdpa", "eager"] = Field(default="auto", description="Attention backend.")
+    compile: bool = Field(default=False, description="torch.compile for every phase of a step.")
+    graphs: bool = Field(default=True, description="CUDA graphs for every phase that can be captured; a CPU has none.")
 
     @field_validator("device")
     @classmethod

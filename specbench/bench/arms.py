@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from specbench import registry
 from specbench.bench.cells import Block, ReadyCell
 from specbench.bench.pacer import Pacer, pacer
 from specbench.bench.prompts import warm_up_ids
+from specbench.bench.steps import ReadyStep
 from specbench.bench.timing import (
     BatchTimeoutError,
     HeadlineWatch,
@@ -135,6 +136,10 @@ class LiveArm(ABC):
         """What every draft call took whose latency is kept, in seconds."""
         return []
 
+    def preparation(self) -> dict[str, Any]:
+        """What of its step was compiled and captured, for ``runs.notes``; empty where all is as it is."""
+        return {}
+
     def run(self, block: Block, which: Pass) -> Outcome:
         """Measure one batch."""
         return self.failure or self._decode(block.requests, which)
@@ -193,18 +198,30 @@ class CoreArm(LiveArm):
         kind = self._method_class(self.arm.method)
         self._method = kind(self.arm.build(kind.Options))
         self._method.load(context)
-        return self._method.unsupported(self._cell.cell.decode.batch_size, self.rule.name)
+        reason = self._method.unsupported(self._cell.cell.decode.batch_size, self.rule.name)
+        if reason is None:
+            paced = self.arm.draft_latency_ms is not None
+            machine = self._cell.cell.machine
+            self._ready = ReadyStep(self._target, self._method, self._cell.decoding, machine, draft_is_paced=paced)
+        return reason
 
     def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
-        return generate(self._target, self._method, requests, self._cell.decoding, watch, self._draft_pacer)
+        step = self._ready.step
+        return generate(self._target, self._method, requests, step.decoding, watch, self._draft_pacer, step=step)
 
     def warm_up(self, block: Block, passes: int) -> list[float]:
-        """As for every arm; the draft latency is set on the way."""
+        """As for every arm; the draft latency is set on the way, and phases are compiled and captured."""
         if self.failure is None and self.arm.draft_latency_ms is not None:
             self._set_latency(_warm_up_requests(block), self.arm.draft_latency_ms * 1e-3)
         step_s = super().warm_up(block, passes)
+        if self.failure is None:
+            self._ready.settle()
         self._forget_latencies()
         return step_s
+
+    def preparation(self) -> dict[str, Any]:
+        """What became of its phases."""
+        return {} if self.failure is not None else self._ready.notes()
 
     def _set_latency(self, requests: Requests, floor_s: float) -> None:
         """Measure the latency that the draft has by nature, and refuse a bound below it."""
