@@ -232,9 +232,11 @@ class RecordedStep(Step):
     def _walk_widths(self, last: _Walk) -> None:
         if "draft" not in self.notes.refused:
             self._walk(last._replace(tree=self.draft(last.view)))
-            return
-        for nodes in _widths(self.caps.max_nodes):
-            self._walk(last._replace(tree=_resized(last.tree, nodes)))
+        elif isinstance(last.tree.parents, Topology):
+            self._walk(last)
+        else:
+            for nodes in _widths(self.caps.max_nodes):
+                self._walk(last._replace(tree=_resized(last.tree, nodes)))
 
     def _walk(self, step: _Walk) -> None:
         """A step in which no row decodes."""
@@ -245,6 +247,8 @@ class RecordedStep(Step):
             self.update(view, accepted.result)
 
     def _to_width(self, tree: TokenTree) -> TokenTree:
+        if isinstance(tree.parents, Topology):
+            return tree
         nodes = tree.tokens.shape[1]
         return _resized(tree, next(width for width in _widths(self.caps.max_nodes) if width >= nodes))
 
@@ -316,7 +320,7 @@ def _resized(tree: TokenTree, nodes: int) -> TokenTree:
     """A draft cut off, or filled up with padding, at so many nodes; it keeps its first ones."""
     batch, more = len(tree.tokens), nodes - tree.tokens.shape[1]
     drafted, parents, probs = tree.drafted, tree.parents, tree.draft_probs
-    if parents is None or isinstance(parents, Topology):
+    if parents is None:
         drafted = torch.ones_like(tree.tokens, dtype=torch.bool) if drafted is None else drafted
         drafted = F.pad(drafted, (0, more))
     if isinstance(parents, Tensor):

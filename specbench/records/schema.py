@@ -75,8 +75,8 @@ REQUESTS: tuple[Column, ...] = (
     Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
     Column("attention", TEXT, "", "Attention implementation that really ran."),
     _optional("execution", TEXT, "",
-        "How the cell's phases were to be run: `eager`, `compiled`, `graphs`, or `graphs, compiled`; rows older than the "
-        "column are `eager`."),
+        "How the cell's phases were to be run: `eager`, `compiled`, `graphs`, or `graphs, compiled`; older rows are "
+        "taken to be `eager`."),
     Column("captured_phases", TEXT, "",
         "Phases that ran as captured CUDA graphs, separated by commas; empty if none."),
     _optional("compiled_phases", TEXT, "",

@@ -13,7 +13,10 @@ from specbench.decode.trace import Phase
 
 T = TypeVar("T")
 
-_ASK_THE_DEVICE = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal")
+_ASK_THE_DEVICE = (
+    "item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "unique_dim",
+    "unique_consecutive",
+)  # fmt: skip
 
 
 class HostReadError(RuntimeError):
