@@ -3,19 +3,21 @@
 A recording is a CUDA graph: a list of kernels with their addresses, run without Python. So all that a phase reads or
 writes must lie where it lay when the phase was recorded. A ``RecordedStep`` sees to that: the state of a batch, its
 sampler and what its method carries from step to step live in buffers that all batches share, and phases end by writing
-into them. Recordings are made while an arm warms up, on batches whose text nobody reads, and never afterwards.
+into them. Recordings are made once, when the first batches have shown their forms and no batch is in flight: a phase is
+run several times on the way, so all rows are at rest and nothing moves on.
 """
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from specbench.decode.cache import SlabCache
 from specbench.decode.method import HostReads, Prefill, RowView, StepResult, TokenTree
 from specbench.decode.sampling import Sampler
 from specbench.decode.step import Accepted, State, Step, Verified
@@ -37,7 +39,7 @@ class Recorder(Protocol):
     """Records what a device does."""
 
     def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Run some work, and return its result and a function that does it again, into the very same tensors."""
+        """Run some work as often as it takes; return its result, and what does it again into the very same tensors."""
 
 
 class CudaRecorder:
@@ -54,7 +56,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Capture, then replay once: capturing computes nothing."""
+        """Capture; what the result holds is void until the first replay."""
         stream = self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -66,7 +68,6 @@ class CudaRecorder:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             result = work()
         torch.cuda.current_stream().wait_stream(stream)
-        graph.replay()
         return result, graph.replay
 
 
@@ -124,7 +125,8 @@ class RecordedStep(Step):
         self._buffers: dict[Hashable, list[Tensor]] = {}
         self._owned: dict[int, Tensor] = {}
         self._last: _Walk | None = None
-        self._is_recording = True
+        self._slab: SlabCache | None = None
+        self._stage: Literal["before", "recording", "after"] = "before"
         self._carried = inner.method.carries()
         hosted = dict.fromkeys(_OF_THE_METHOD, f"{self.method.name} looks at the host") if self._carried is None else {}
         self.notes = RecordingNotes({**hosted, **refused})
@@ -147,7 +149,7 @@ class RecordedStep(Step):
     def adopt(self, values: T) -> T:
         """Values of a new batch, in the buffers that earlier batches of that shape have used."""
         leaves, spec = pytree.tree_flatten(values)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [*filter(_is_tensor, leaves)]
         kept = self._buffers.setdefault((spec, *map(_form, leaves)), [])
         if not kept:
             kept += [self._own(tensor.clone()) for tensor in tensors]
@@ -165,9 +167,8 @@ class RecordedStep(Step):
     def draft(self, view: RowView) -> TokenTree:
         """Replayed if the method can be; else its draft is brought to a width for which the other phases are."""
         self._view = self._steady(view)
-        if "draft" in self.notes.refused:
-            return self._to_width(self._inner.draft(view))
-        return self._run("draft", self._draft_in_place, self._view)
+        tree = self._run("draft", self._draft_in_place, self._view)
+        return self._to_width(tree) if "draft" in self.notes.refused else tree
 
     def verify(self, tree: TokenTree, root: Tensor, lengths: Tensor, longest: int) -> Verified:
         """Replayed."""
@@ -180,9 +181,7 @@ class RecordedStep(Step):
 
     def update(self, view: RowView, result: StepResult) -> None:
         """Replayed if the method can be."""
-        if "update" in self.notes.refused:
-            return self._inner.update(view, result)
-        return self._run("update", self._update_in_place, self._steady(view), result)
+        self._run("update", self._update_in_place, self._steady(view), result)
 
     def _accept_in_place(self, tree: TokenTree, verified: Verified, state: State, sampler: Sampler) -> Accepted:
         accepted = self._inner.accept(tree, verified, state, sampler)
@@ -217,17 +216,18 @@ class RecordedStep(Step):
 
     @torch.inference_mode()
     def settle(self) -> None:
-        """Record what batches like those so far may still ask for; from now on nothing is recorded.
+        """Record what batches like those so far may ask for; from now on nothing is recorded.
 
         Texts of other lengths ask for other bounds, and a method that drafts on the host for other widths.
         """
-        if self._last is not None:
+        if self._stage == "before" and self._last is not None:
+            self._stage, self._slab = "recording", self.target.cache
             view, tree, state = self._last
             state.lengths.fill_(1)  # within every bound
             state.active.zero_()
             for bound in range(self._stride, self.target.cache.slots + self._stride, self._stride):
                 self._walk_widths(_Walk(replace(view, longest=self.bound(bound)), tree, state))
-        self._is_recording = False
+        self._stage = "after"
 
     def _walk_widths(self, last: _Walk) -> None:
         if "draft" not in self.notes.refused:
@@ -243,7 +243,7 @@ class RecordedStep(Step):
         view, tree, state = step
         verified = self.verify(tree, state.root, state.lengths, view.longest)
         accepted = self.accept(tree, verified, state, view.sampler)
-        if "update" not in self.notes.refused:
+        if "update" not in self.notes.refused:  # else it is a method that knows of no walk
             self.update(view, accepted.result)
 
     def _to_width(self, tree: TokenTree) -> TokenTree:
@@ -255,38 +255,33 @@ class RecordedStep(Step):
     def _run(self, phase: Phase, work: Callable[..., T], *inputs: Any) -> T:
         leaves, spec = pytree.tree_flatten(inputs)
         key = (phase, (spec, *map(self._signature, leaves)))
-        recording = self._recordings.get(key)
+        recording = self._recordings.get(key) if self.target.cache is self._slab else None
+        if recording is None and self._stage == "recording" and phase not in self.notes.refused:
+            recording = self._record(phase, key, work, inputs)
         if recording is None:
-            if phase in self.notes.refused:
-                return work(*inputs)
-            if not self._is_recording:
-                self.notes.missed += 1
-                return work(*inputs)
-            return self._record(phase, key, work, inputs)
-        given = (leaf for leaf in leaves if isinstance(leaf, Tensor))
-        for kept, tensor in zip(recording.inputs, given, strict=True):
+            self.notes.missed += self._stage == "after" and phase not in self.notes.refused
+            return work(*inputs)
+        for kept, tensor in zip(recording.inputs, filter(_is_tensor, leaves), strict=True):
             if kept is not tensor:
                 kept.copy_(tensor)
         recording.replay()
         return recording.result  # type: ignore[no-any-return]
 
-    def _record(self, phase: Phase, key: _Key, work: Callable[..., T], inputs: tuple[Any, ...]) -> T:
+    def _record(self, phase: Phase, key: _Key, work: Callable[..., T], inputs: tuple[Any, ...]) -> _Recording | None:
         leaves, spec = pytree.tree_flatten(inputs)
         kept = [self._kept(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        inputs = pytree.tree_unflatten(kept, spec)
+        at_home = pytree.tree_unflatten(kept, spec)
         try:
-            result, replay = self._recorder.record(phase, lambda: work(*inputs))
+            result, replay = self._recorder.record(phase, lambda: work(*at_home))
         except SpecbenchError:
             raise
         except Exception as error:  # noqa: BLE001  (what cannot be recorded is run as it is, and says why)
             self.notes.refused[phase] = first_line(error)
-            return work(*inputs)
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._own(leaf)
-        tensors = [leaf for leaf in kept if isinstance(leaf, Tensor)]
-        self._recordings[key] = _Recording(tensors, result, replay)
-        return result
+            return None
+        for tensor in filter(_is_tensor, pytree.tree_leaves(result)):
+            self._own(tensor)
+        self._recordings[key] = _Recording([*filter(_is_tensor, kept)], result, replay)
+        return self._recordings[key]
 
     def _signature(self, leaf: object) -> Hashable:
         """What tells recordings apart: which tensor, if it stays where it is, else of which form; or the value."""
@@ -302,6 +297,10 @@ class RecordedStep(Step):
     def _kept(self, tensor: Tensor) -> Tensor:
         """The tensor itself if it stays where it is, else a copy that does."""
         return tensor if id(tensor) in self._owned else self._own(tensor.clone())
+
+
+def _is_tensor(leaf: object) -> TypeGuard[Tensor]:
+    return isinstance(leaf, Tensor)
 
 
 def _form(leaf: object) -> Hashable:

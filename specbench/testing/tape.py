@@ -37,7 +37,8 @@ class TapeRecorder:
         self.operations: defaultdict[Phase, set[int]] = defaultdict(set)
 
     def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Do the work and note it."""
+        """Do the work twice, and note it the second time: what is made once and kept is no part of it."""
+        work()
         with _Tape() as tape:
             result = work()
         self.operations[phase].add(sum(not call.operation.is_view for call in tape.calls))
