@@ -210,12 +210,13 @@ class CoreArm(LiveArm):
         return generate(self._target, self._method, requests, step.decoding, watch, self._draft_pacer, step=step)
 
     def warm_up(self, block: Block, passes: int) -> list[float]:
-        """As for every arm; the draft latency is set on the way, and phases are compiled and captured."""
-        if self.failure is None and self.arm.draft_latency_ms is not None:
-            self._set_latency(_warm_up_requests(block), self.arm.draft_latency_ms * 1e-3)
-        step_s = super().warm_up(block, passes)
+        """As for every arm; phases are compiled and captured before, and the draft latency is set."""
         if self.failure is None:
-            self._ready.settle()
+            requests = _warm_up_requests(block)
+            self._ready.prepare(lambda: self._decode(requests, "headline"))
+            if self.arm.draft_latency_ms is not None:
+                self._set_latency(requests, self.arm.draft_latency_ms * 1e-3)
+        step_s = super().warm_up(block, passes)
         self._forget_latencies()
         return step_s
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from specbench.decode.acceptance import Rule
-from specbench.decode.loop import Decoding, Requests
+from specbench.decode.loop import Requests
 from specbench.decode.method import LoadContext, Options
 from specbench.decode.outside import Baseline, row_trace
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import UnsupportedError

@@ -12,6 +12,7 @@ from specbench.config import MachineSettings
 from specbench.decode.compiled import CompiledStep
 from specbench.decode.graphs import CudaRecorder, RecordedStep, Recorder
 from specbench.decode.method import Method
+from specbench.decode.static import StaticStep
 from specbench.decode.step import Decoding, Step
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import PHASES, Phase
@@ -80,7 +81,7 @@ class ReadyStep:
         self, target: CachedModel, method: Method, decoding: Decoding, machine: MachineSettings, *, draft_is_paced: bool
     ) -> None:
         is_gpu = target.device.type == "cuda"
-        kept = {"draft"} if draft_is_paced else set()
+        kept: set[Phase] = {"draft"} if draft_is_paced else set()
         wanted = PHASES if machine.compile else ("accept",) if is_gpu else ()
         self.step = Step(target, method, decoding)
         self._compiled: CompiledStep | None = None
@@ -91,9 +92,17 @@ class ReadyStep:
             self._recorder = CountingRecorder(CudaRecorder(target.device), target.device)
             reasons = dict.fromkeys(kept, "its latency is kept")
             self.step = self._recorded = RecordedStep(self.step, self._recorder, refused=reasons)
+        elif self._compiled is not None:
+            self.step = StaticStep(self.step)
 
-    def settle(self) -> None:
-        """The warm-up is over."""
+    def prepare(self, run: Callable[[], object]) -> None:
+        """Compile and capture.
+
+        Args:
+            run: Decodes a batch of the largest size to its end, so that phases show their shapes; its text is nobody's.
+        """
+        if self._compiled is not None or self._recorded is not None:
+            run()
         self.step.settle()
 
     def notes(self) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from specbench import registry
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
 from specbench.decode.method import LoadContext, Method, Options
-from specbench.decode.step import Step
+from specbench.decode.step import Decoding, Step
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import ConfigError
