@@ -24,7 +24,7 @@ from specbench.bench.timing import (
     timeline,
 )
 from specbench.decode.acceptance import Rule, rule_for
-from specbench.decode.loop import Requests, generate
+from specbench.decode.loop import Requests, generate, slots_for
 from specbench.decode.method import D, LoadContext, Method
 from specbench.decode.outside import Baseline
 from specbench.decode.target import CachedModel
@@ -136,6 +136,9 @@ class LiveArm(ABC):
         """What every draft call took whose latency is kept, in seconds."""
         return []
 
+    def reserve(self, block: Block) -> None:
+        """Make room in the target's cache for a batch like the block, as far as the arm uses that cache."""
+
     def preparation(self) -> dict[str, Any]:
         """What of its step was compiled and captured, for ``runs.notes``; empty where all is as it is."""
         return {}
@@ -219,6 +222,15 @@ class CoreArm(LiveArm):
         step_s = super().warm_up(block, passes)
         self._forget_latencies()
         return step_s
+
+    def reserve(self, block: Block) -> None:
+        """Done for all arms before one is warmed up: phases are compiled and captured for the cache that they found."""
+        if self.failure is None:
+            slots = slots_for(self._ready.step.caps, block.longest + self._cell.decoding.max_new_tokens)
+            try:
+                self._target.allocate(len(block.prompts), slots)
+            except Exception as error:  # noqa: BLE001  (as in a batch)
+                self.failure = self._failed(error)
 
     def preparation(self) -> dict[str, Any]:
         """What became of its phases."""

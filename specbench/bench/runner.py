@@ -561,6 +561,10 @@ class _Stage:
             self._run.notes.weigh(name, self._pool.get(name))
         return live
 
+    def reserve(self, live: LiveArm) -> None:
+        """The largest block is what it must have room for."""
+        live.reserve(self._largest)
+
     def warm_up(self, live: LiveArm) -> None:
         """Run it on what is not measured, and note what a step took."""
         steps = [float(f"{seconds:.4g}") for seconds in live.warm_up(self._largest, self._run.measure.warmup)]

@@ -137,7 +137,7 @@ class RecordedStep(StaticStep):
             if kept is not given:
                 kept.copy_(given)
         recording.replay()
-        return recording.result  # type: ignore[no-any-return]
+        return recording.result
 
     def _record(self, phase: Phase, key: _Key, work: Callable[..., T], inputs: tuple[Any, ...]) -> _Recording | None:
         leaves, spec = pytree.tree_flatten(inputs)

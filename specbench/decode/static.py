@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -202,21 +201,28 @@ def _widths(most: int) -> list[int]:
 
 def _resized(tree: TokenTree, nodes: int) -> TokenTree:
     """A draft cut off, or filled up with padding, at so many nodes; it keeps its first ones."""
-    batch, more = len(tree.tokens), nodes - tree.tokens.shape[1]
-    drafted, parents, probs = tree.drafted, tree.parents, tree.draft_probs
+    parents, drafted, probs = tree.parents, tree.drafted, tree.draft_probs
     if parents is None:
-        drafted = torch.ones_like(tree.tokens, dtype=torch.bool) if drafted is None else drafted
-        drafted = F.pad(drafted, (0, more))
+        is_drafted = torch.ones_like(tree.tokens, dtype=torch.bool) if drafted is None else drafted
+        drafted = _fitted(is_drafted, nodes)
     if isinstance(parents, Tensor):
-        parents = F.pad(parents.expand(batch, -1), (0, more), value=-2)
+        parents = _fitted(parents.expand(len(tree.tokens), -1), nodes, filler=-2)
     if probs is not None and tree.draft_rows is None:
-        probs = F.pad(probs, (0, 0, 0, max(1, nodes) - probs.shape[1]))
+        probs = _fitted(probs, max(1, nodes))
     return replace(
         tree,
-        tokens=F.pad(tree.tokens, (0, more)),
+        tokens=_fitted(tree.tokens, nodes),
         parents=parents,
         drafted=drafted,
         draft_probs=probs,
-        draft_rows=None if tree.draft_rows is None else F.pad(tree.draft_rows, (0, more)),
-        probe=None if tree.probe is None else F.pad(tree.probe, (0, more)),
+        draft_rows=None if tree.draft_rows is None else _fitted(tree.draft_rows, nodes + 1),
+        probe=None if tree.probe is None else _fitted(tree.probe, nodes),
     )
+
+
+def _fitted(values: Tensor, columns: int, filler: int = 0) -> Tensor:
+    """(B, n, ...) -> (B, columns, ...), always of the same strides: those of another tensor would be another form."""
+    room = values.new_full((len(values), columns, *values.shape[2:]), filler)
+    kept = min(columns, values.shape[1])
+    room[:, :kept] = values[:, :kept]
+    return room
