@@ -15,7 +15,7 @@ REDRAFTERS := pico-redrafter pico-redrafter-plain pico-redrafter-bag
 # Large buffers are kept instead of being handed back to the system after every training step.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: demo test test-all lint types contracts check floor family clean
+.PHONY: demo test test-all lint types contracts check floor overhead family clean
 
 demo: $(BIN)/.installed
 	$(BIN)/specbench run experiments/quickstart.yaml --results $(RESULTS)
@@ -41,6 +41,9 @@ check: lint types contracts test
 
 floor: $(BIN)/.installed
 	$(BIN)/python -m specbench.bench.floor
+
+overhead: $(BIN)/.installed
+	$(BIN)/python -m specbench.bench.overhead
 
 family: $(BIN)/.installed
 	$(TRAIN_ENV) $(BIN)/specbench train target pico

@@ -353,6 +353,14 @@ class MeasureSettings(Settings):
     phase_blocks: int = Field(
         default=4, ge=0, description="Blocks of the first repeat in which a second pass asks where a step's time goes."
     )
+    telemetry: bool = Field(
+        default=True,
+        description="Ask the GPU for energy, clocks, heat and throttling while batches run; has no part in timing.",
+    )
+
+
+ATTENTION_BACKENDS = ("split-kv", "flash-attn", "flash", "grouped", "cudnn")
+ATTENTION = ("auto", "sdpa", "eager", *ATTENTION_BACKENDS)
 
 
 class MachineSettings(Settings):
@@ -363,9 +371,25 @@ class MachineSettings(Settings):
         default="auto", description="Precision of the weights."
     )
     threads: int = Field(default=1, ge=1, description="Threads of the CPU; fixed and recorded.")
-    attention: Literal["auto", "sdpa", "eager"] = Field(default="auto", description="Attention backend.")
     compile: bool = Field(default=False, description="torch.compile for every phase of a step.")
     graphs: bool = Field(default=True, description="CUDA graphs for every phase that can be captured; a CPU has none.")
+    parallel: Literal["none", "device_map", "tensor"] = Field(
+        default="none",
+        description="How a target that one GPU cannot hold is spread: device_map, its layers over the GPUs of the "
+        "machine; tensor, every matrix over the processes that torchrun starts.",
+    )
+    attention: str = Field(
+        default="auto",
+        description="Attention backend: auto, the fastest that passes its self-check; sdpa and eager, as transformers "
+        "runs them; or one of ours, or two for lines and trees, joined by a plus.",
+    )
+
+    @field_validator("attention")
+    @classmethod
+    def _is_attention(cls, attention: str) -> str:
+        if attention in ATTENTION or set(attention.split("+", 1)) <= set(ATTENTION_BACKENDS):
+            return attention
+        raise PydanticCustomError("unknown_name", "unknown attention backend", {"known": list(ATTENTION)})
 
     @field_validator("device")
     @classmethod

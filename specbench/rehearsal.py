@@ -63,7 +63,7 @@ def _small_prompts(prompts: PromptSettings) -> PromptSettings:
 
 
 def _small_machine(machine: MachineSettings) -> MachineSettings:
-    return machine.model_copy(update={"device": "cpu", "dtype": "auto", "attention": "auto"})
+    return machine.model_copy(update={"device": "cpu", "dtype": "auto", "attention": "auto", "parallel": "none"})
 
 
 def _small_measure(measure: MeasureSettings) -> MeasureSettings:

@@ -1,5 +1,6 @@
 """What every test of this repository shares: one thread, a seed, and no GPU test without a GPU."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests say ``from support import checks``
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -155,6 +155,110 @@ def context_threshold(model: DenseModel, hardware: Hardware, query_tokens: int =
     return 2 * model.multiplied * query_tokens / spare if spare > 0 else math.inf
 
 
+# --- steps that were counted
+
+
+def hardware_of(ceiling: Mapping[str, Any]) -> Hardware:
+    """What a row of ``ceilings`` allows.
+
+    On a GPU the faster of reading matrices and copying: both go through the same memory, and a matrix kernel that
+    falls short of it is part of what is judged. On a CPU reading alone: a copy of the same size finds other caches.
+    """
+    read, copied = float(ceiling["read_bytes_per_s"]), float(ceiling["copy_bytes_per_s"])
+    return Hardware(read if is_cpu(ceiling["device"]) else max(read, copied), float(ceiling["operations_per_s"]))
+
+
+def is_cpu(device: str) -> bool:
+    """Whether a name of the column ``device`` is a CPU's."""
+    return device == "cpu" or device.startswith("cpu ")
+
+
+def products_s(ceiling: Mapping[str, Any], rows: float) -> float | None:
+    """Seconds that a ceiling's products took alone with so many rows; None beyond what was measured.
+
+    Error: between measured numbers of rows the time is taken to be linear, and kernels go in steps.
+    """
+    measured = ceiling["product_rows"]
+    return float(np.interp(rows, measured, ceiling["products_s"])) if rows <= max(measured) else None
+
+
+@dataclass(frozen=True)
+class Load:
+    """With what a step was run, on average.
+
+    Attributes:
+        rows: Rows that had not ended.
+        nodes: Draft nodes of each, which are verified beside the root.
+        context_tokens: Tokens before them.
+    """
+
+    rows: float
+    nodes: float
+    context_tokens: float
+
+    @property
+    def verified(self) -> float:
+        """Tokens that a step verifies, over all rows."""
+        return self.rows * (1 + self.nodes)
+
+
+@dataclass(frozen=True)
+class StepLimit:
+    """Least seconds of a step: what its draft and its verification move and compute, at the best pace of the device.
+
+    Accepting, updating and the host have none: what they take lies above the limit.
+    """
+
+    draft_s: float
+    verify_s: float
+    kv_share: float
+
+    @property
+    def step_s(self) -> float:
+        """Of all of it."""
+        return self.draft_s + self.verify_s
+
+
+def step_limit(counted: Mapping[str, Any], load: Load, verify: Hardware, draft: Hardware | None) -> StepLimit:
+    """The limit of an arm's step.
+
+    Error: a bound from below. Scores, norms and logits that are written and read are not in it, nor is what a draft
+    multiplies in its attention; rows and nodes that are padded are not counted as work.
+
+    Args:
+        counted: The arm's row of ``limits``.
+        load: With what the step was run.
+        verify: What the device does with the target's matrices.
+        draft: The same with those of the draft; None where there are none.
+
+    Source: `attainable_s`, of the verification and of all that is outside of it.
+    """
+    verified = _verify_work(counted, load)
+    drafted = Work(
+        weight_bytes=counted["draft_weight_bytes"],
+        weight_operations=counted["draft_operations"] * load.rows / counted["batch_size"],
+        kv_bytes=counted["draft_kv_bytes_per_token"] * load.rows * load.context_tokens,
+        kv_operations=0.0,
+    )
+    return StepLimit(
+        draft_s=0.0 if draft is None else attainable_s(drafted, draft),
+        verify_s=attainable_s(verified, verify),
+        kv_share=verified.kv_share,
+    )
+
+
+def _verify_work(counted: Mapping[str, Any], load: Load) -> Work:
+    windowed = counted["kv_windowed_share"]
+    nearest = min(load.context_tokens, counted["kv_window_tokens"]) if windowed else 0.0
+    seen = (1 - windowed) * load.context_tokens + windowed * nearest
+    return Work(
+        weight_bytes=counted["verify_weight_bytes"],
+        weight_operations=counted["verify_operations_per_token"] * load.verified,
+        kv_bytes=counted["kv_bytes_per_token"] * load.rows * seen,
+        kv_operations=counted["kv_operations_per_token"] * load.verified * seen,
+    )
+
+
 # --- forwards that were measured
 
 

@@ -29,6 +29,7 @@ _STANDARD_ERRORS = 3.0  # a difference must also stand out of the noise by as mu
 _WAITING, _STEALING = 0.05, 0.02
 _LOAD_BESIDES_OURS = 1.0
 _FAULTS_PER_BATCH = 10.0
+_BRIEFLY = 0.01
 
 Times = npt.NDArray[np.float64]
 
@@ -162,13 +163,37 @@ def _load(rows: pd.DataFrame) -> str:
     return f" (load average {load.mean():.1f} for {rows['threads'].iloc[0]} threads of ours)" if len(load) else ""
 
 
+def throttled(batches: pd.DataFrame) -> pd.DataFrame:
+    """The batches during which a GPU's clock was held down for more than a hundredth of the time, or was seen to be.
+
+    Args:
+        batches: Rows of ``requests``, one a batch.
+    """
+    by, share = batches["gpu_throttled_by"], batches["gpu_throttled_share"].astype(float)
+    return batches[by.notna() & (by != "") & ~share.between(0, _BRIEFLY, inclusive="right")]
+
+
 def _throttled(rows: pd.DataFrame) -> str | None:
-    reasons = _once_a_batch(rows, "gpu_throttle")
-    held = reasons[reasons != ""]
+    names = ["gpu_throttled_by", "gpu_throttled_share", "gpu_throttle"]
+    batches = rows[rows["pass"] == "headline"].drop_duplicates("batch_id").reindex(columns=names)
+    # Rows that are older than the counters only know what stood at the end.
+    by = batches["gpu_throttled_by"].astype(object).fillna(batches["gpu_throttle"])
+    held = throttled(batches.assign(gpu_throttled_by=by))
     if held.empty:
         return None
-    words = sorted({word for text in held for word in text.split(",")})
-    return f"the GPU's clock was held down in {len(held)} of {len(reasons)} batches ({', '.join(words)})"
+    words = ", ".join(sorted({word for text in held["gpu_throttled_by"] for word in text.split(",")}))
+    longest = held["gpu_throttled_share"].astype(float).max()
+    share = "" if math.isnan(longest) else f", for up to {_percent(longest)} of a batch"
+    return f"the GPU's clock was held down in {len(held)} of {by.notna().sum()} batches ({words}){share}"
+
+
+def _shared(rows: pd.DataFrame) -> str | None:
+    others = _numbers(rows, "gpu_other_processes")
+    seen = others[others > 0]
+    if seen.empty:
+        return None
+    programs = "another program" if seen.max() == 1 else f"up to {seen.max():.0f} other programs"
+    return f"{programs} computed on the GPU, in {len(seen)} of {len(others)} batches"
 
 
 def _clock_moved(rows: pd.DataFrame) -> str | None:
@@ -234,6 +259,11 @@ _CHECKS = (
         "throttled", _throttled,
         why="Speeds are those of a slower GPU, and an arm that heats more slows the one after it.",
         remedy="Improve cooling or raise the power limit; or lock a lower clock (nvidia-smi --lock-gpu-clocks).",
+    ),
+    _Check(
+        "shared GPU", _shared,
+        why="They take time, memory and power from the measured work, and not from all arms alike.",
+        remedy="Stop them, or take another GPU (machine.device).",
     ),
     _Check(
         "clock moved", _clock_moved,

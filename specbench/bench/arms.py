@@ -1,5 +1,6 @@
 """One arm on the machine: what runs it, its draft latency, and each batch either measured or with a reason why not."""
 
+import re
 import statistics
 import traceback
 from abc import ABC, abstractmethod
@@ -12,8 +13,10 @@ import torch
 
 from specbench import registry
 from specbench.bench.cells import Block, ReadyCell
+from specbench.bench.memory import Holdings
 from specbench.bench.pacer import Pacer, pacer
 from specbench.bench.prompts import warm_up_ids
+from specbench.bench.step_work import StepWork, count_step
 from specbench.bench.steps import ReadyStep
 from specbench.bench.timing import (
     BatchTimeoutError,
@@ -24,6 +27,7 @@ from specbench.bench.timing import (
     timeline,
 )
 from specbench.decode.acceptance import Rule, rule_for
+from specbench.decode.drafter import Drafter
 from specbench.decode.loop import Requests, generate, slots_for
 from specbench.decode.method import D, LoadContext, Method
 from specbench.decode.outside import Baseline
@@ -32,12 +36,16 @@ from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import UnsupportedError
 from specbench.grid import AUTOREGRESSIVE, Arm
 from specbench.models.loader import LoadedModel, ModelPool
+from specbench.models.ranks import agreed, told, world
 
 Status = Literal["oom", "timeout", "error", "unsupported", "skipped"]
 Pass = Literal["headline", "phase"]
 MethodClass = Callable[[str], type[Method]]
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "STATUS_ALLOC_FAILED")
+_UNUSED = re.compile(r"capacity of ([\d.]+ \w+).* ([\d.]+ \w+) is reserved by PyTorch but unallocated")
+_WORTH_A_HINT = 0.05
+"""Share of a GPU's memory that is reserved and not in use."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +82,24 @@ class LiveArm(ABC):
     def __init__(
         self, arm: Arm, cell: ReadyCell, target: LoadedModel | Failure, pool: ModelPool, *, limit_s: float | None = None
     ) -> None:
-        self.arm, self._cell, self._limit_s = arm, cell, limit_s
+        self.arm, self._cell = arm, cell
+        self._limit_s = limit_s if world() == 1 else None  # one process must not stop while others go on
         self.failure: Failure | None = target if isinstance(target, Failure) else None
         self.out_of_memory = False
         self._handles: list[CachedModel] = []
+        self._drafters: list[Drafter] = []
+        self._has_target = isinstance(target, LoadedModel)
         if isinstance(target, Failure):
             return
         self._target = target.model
         try:
             reason = self._load(self._context(target, pool))
+            failure = None if reason is None else Failure("unsupported", reason)
         except Exception as error:  # noqa: BLE001  (a method may be anyone's, and its fault becomes rows)
-            self.failure = self._failed(error)
-            return
-        if reason is not None:
-            self.failure = Failure("unsupported", reason)
+            failure = self._failed(error)
+        self.failure = first_failure(failure)
+        if self.failure is not None:
+            self._settle(self.failure)
 
     def _context(self, target: LoadedModel, pool: ModelPool) -> LoadContext:
         def draft_model(name: str) -> CachedModel:
@@ -95,7 +107,9 @@ class LiveArm(ABC):
             return self._handles[-1]
 
         def drafter(kind: type[D], reference: str) -> D:
-            return pool.drafter(kind, reference, target)
+            found = pool.drafter(kind, reference, target)
+            self._drafters.append(found)
+            return found
 
         return LoadContext(target.model, draft_model, drafter)
 
@@ -147,20 +161,42 @@ class LiveArm(ABC):
         """Measure one batch."""
         return self.failure or self._decode(block.requests, which)
 
+    @property
+    def holdings(self) -> Holdings | None:
+        """What it keeps between batches; None where there is nothing."""
+        if not self._has_target:
+            return None
+        drafts = [handle.module for handle in self._handles]
+        return Holdings([self._target.module, *drafts, *self._drafters], self._slabs)
+
+    @property
+    @abstractmethod
+    def _slabs(self) -> list[CachedModel]:
+        """The models whose slabs it fills."""
+
     def _decode(self, requests: Requests, which: Pass) -> Outcome:
         kind = HeadlineWatch if which == "headline" else PhaseWatch
         watch = kind(timeline(self._target.device), self._limit_s)
         try:
             with no_garbage_collection():
                 trace = self._generate(requests, watch)
+            outcome: Outcome = Measured(trace, watch.timing)
         except Exception as error:  # noqa: BLE001  (one arm's fault must not end the run)
-            return self._failed(error)
-        return Measured(trace, watch.timing)
+            outcome = self._failed(error)
+        outcome = together(outcome)
+        if isinstance(outcome, Failure):
+            self._settle(outcome)
+        return outcome
 
     def _failed(self, error: Exception) -> Failure:
-        failure = failure_of(error)
-        self.out_of_memory |= failure.status == "oom"
-        return failure
+        return failure_of(error)
+
+    def _settle(self, failure: Failure) -> None:
+        """Note what a failure means for later; one of memory frees the slabs that this arm alone has."""
+        if failure.status == "oom":
+            self.out_of_memory = True
+            for handle in self._handles:
+                handle.release()
 
 
 class CoreArm(LiveArm):
@@ -196,6 +232,10 @@ class CoreArm(LiveArm):
     def is_autoregressive(self) -> bool:
         """Known by its method."""
         return self.arm.method == AUTOREGRESSIVE
+
+    @property
+    def _slabs(self) -> list[CachedModel]:
+        return [self._target, *self._handles]
 
     def _load(self, context: LoadContext) -> str | None:
         kind = self._method_class(self.arm.method)
@@ -245,7 +285,7 @@ class CoreArm(LiveArm):
             if isinstance(outcome, Failure):
                 self.failure = outcome  # rows that say "injected" must not run at the draft's own pace
                 return
-        natural = self.achieved_s()
+        natural = agreed(self.achieved_s())
         if natural and statistics.median(natural) > floor_s:
             self.failure = Failure(
                 "unsupported",
@@ -265,6 +305,23 @@ class CoreArm(LiveArm):
     def achieved_s(self) -> list[float]:
         """What every paced call took since the end of the warm-up, in seconds."""
         return [seconds for keeper in self.pacers for seconds in keeper.achieved_s()]
+
+    @property
+    def target(self) -> CachedModel:
+        """The target that it runs on; there is one unless it has failed."""
+        return self._target
+
+    def step_work(self, block: Block) -> StepWork | None:
+        """What its step moves, computes and launches, counted on prompts as long as the block's; None without a step.
+
+        Not for times: it runs eagerly, and under a watchful eye.
+        """
+        requests = _warm_up_requests(block)
+        work = count_step(
+            self._target, self._method, requests, self._cell.decoding, drafts=self._handles, drafters=self._drafters
+        )
+        self._forget_latencies()
+        return work
 
     def _forget_latencies(self) -> None:
         for keeper in self.pacers:
@@ -294,6 +351,10 @@ class OutsideArm(LiveArm):
     @property
     def _kind(self) -> type[Baseline]:
         return registry.load_baseline(self.arm.method)
+
+    @property
+    def _slabs(self) -> list[CachedModel]:
+        return []
 
     def _load(self, context: LoadContext) -> str | None:
         self._compiled: set[Hashable] = {None}
@@ -348,9 +409,25 @@ def _warm_up_requests(block: Block) -> Requests:
     return Requests([warm_up_ids(prompt.ids) for prompt in block.prompts], block.requests.keys)
 
 
+def together(outcome: Outcome) -> Outcome:
+    """The outcome for every process that holds the model: where one has failed, all have."""
+    if (failure := first_failure(outcome if isinstance(outcome, Failure) else None)) is not None:
+        return failure
+    assert isinstance(outcome, Measured), "a failure of this process is one of them"
+    texts = [row.output_ids for row in outcome.trace.rows]
+    if any(other != texts for other in told(texts)):
+        return Failure("error", "the processes that hold the model have decoded different texts")
+    return outcome
+
+
+def first_failure(failure: Failure | None) -> Failure | None:
+    """That of the first process that has one."""
+    return next((other for other in told(failure) if other is not None), None)
+
+
 def failure_of(error: Exception) -> Failure:
     """An exception as a status and a reason; the tensors that its frames hold are let go of."""
-    traceback.clear_frames(error.__traceback__)
+    _let_go(error)
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, BatchTimeoutError):
         return Failure("timeout", text)
@@ -358,5 +435,29 @@ def failure_of(error: Exception) -> Failure:
         return Failure("unsupported", text)
     out_of_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
     if out_of_memory or (isinstance(error, RuntimeError) and any(word in text for word in _OUT_OF_MEMORY)):
-        return Failure("oom", text or "out of memory")
+        return Failure("oom", _words_of_memory(text))
     return Failure("error", f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames of an error, and of those that it arose from."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _words_of_memory(text: str) -> str:
+    """What torch says of a full memory without its figures, and what may help."""
+    said = text.partition(" GPU ")[0] or "out of memory"
+    found = _UNUSED.search(text)
+    if found is None or _in_mib(found[2]) < _WORTH_A_HINT * _in_mib(found[1]):
+        return said
+    return (
+        f"{said} {found[2]} are reserved and not in use: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True keeps them "
+        "from being cut into pieces"
+    )
+
+
+def _in_mib(words: str) -> float:
+    number, unit = words.split()
+    return float(number) * {"GiB": 1024.0, "MiB": 1.0}.get(unit, 0.0)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from specbench.decode.acceptance import Rule
+from specbench.decode.attention.hook import unhooked
 from specbench.decode.loop import Requests
 from specbench.decode.method import LoadContext, Options
 from specbench.decode.outside import Baseline, row_trace
@@ -75,6 +76,7 @@ class _Transformers(Baseline):
         with ExitStack() as loans:
             for module, left_behind in self._left_behind.items():
                 loans.enter_context(_on_loan(module, left_behind))
+                loans.enter_context(unhooked(module))
                 module.generation_config = config
             yield
 

@@ -225,7 +225,7 @@ def _noting(faults: list[str], machine: MachineSettings) -> Placement:
         return placement(machine)
     except SpecbenchError as error:
         faults.append(str(error))
-        return placement(machine.model_copy(update={"device": "cpu"}))
+        return placement(machine.model_copy(update={"device": "cpu", "parallel": "none"}))
 
 
 def target_sha(target: Source) -> str:
@@ -248,7 +248,7 @@ def resolved_machine(machine: MachineSettings, where: Placement, target: Source)
         update={
             "device": str(where.device),
             "dtype": where.dtype_name,
-            "attention": attention_of(target, where.attention),
+            "attention": attention_of(target, where),
         }
     )
 

@@ -1,58 +1,71 @@
-"""What the machine did while a batch ran: other load, memory, and the GPU's clock. Read outside of the timed part.
+"""What the machine did while a batch ran: other load, memory, and what its GPUs tell. Read outside of the timed part.
 
 What cannot be read on a machine is None.
 """
 
 import os
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 
+from specbench.bench.telemetry import GpuConditions, Monitor, gpus_of
 from specbench.bench.timing import monotonic_s
+from specbench.models.loader import Placement
+from specbench.models.ranks import leads, world
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Conditions(GpuConditions):
     """The columns of ``requests`` that say under what conditions a batch ran; None where a machine does not tell."""
 
     load_average: float | None = None
     cpu_wait_share: float | None = None
     cpu_steal_share: float | None = None
     major_faults: int | None = None
-    gpu_clock_mhz: int | None = None
-    gpu_throttle: str | None = None
     gpu_alloc_retries: int | None = None
 
 
 class Observer:
-    """Looks at the machine before and after a batch.
+    """Looks at the machine before and after a batch; as a context, at its GPUs in between as well.
 
     Args:
-        device: Where the batch runs; a GPU is asked for its clock by NVML where that is installed.
+        devices: Where the batch runs; GPUs are asked by NVML where that is installed.
+        telemetry: Whether NVML is asked.
+
+    Attributes:
+        telemetry: ``on``, or why GPUs are not asked.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._gpu = _Gpu(device) if device.type == "cuda" else None
+    def __init__(self, *devices: torch.device, telemetry: bool = True) -> None:
+        self._gpus = [device for device in devices if device.type == "cuda"]
+        asked, reason = gpus_of(devices) if telemetry else ([], "off: measure.telemetry is false")
+        self.telemetry = reason or "on"
+        self._monitor = Monitor(asked)
+
+    def __enter__(self) -> Self:
+        self._monitor.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._monitor.__exit__(*exception)
 
     def start(self) -> None:
         """The batch is about to begin."""
         self._before = self._counters()
+        self._monitor.start()
 
     def stop(self) -> Conditions:
         """The batch has just ended; a GPU's clock has not fallen yet."""
-        after = self._counters()
-        clock_mhz, throttle = self._gpu.state() if self._gpu else (None, None)
+        gpu, after = self._monitor.stop(), self._counters()
         passed = {name: _difference(self._before[name], after[name]) for name in after}
         return Conditions(
+            **asdict(gpu),
             load_average=_load_average(),
             cpu_wait_share=_quotient(passed["wait_s"], passed["wall_s"]),
             cpu_steal_share=_quotient(passed["steal"], passed["cpu"]),
             major_faults=_whole(passed["major_faults"]),
-            gpu_clock_mhz=clock_mhz,
-            gpu_throttle=throttle,
             gpu_alloc_retries=_whole(passed["alloc_retries"]),
         )
 
@@ -65,56 +78,26 @@ class Observer:
             "steal": steal,
             "cpu": cpu,
             "major_faults": _major_faults(),
-            "alloc_retries": self._gpu.alloc_retries() if self._gpu else None,
+            "alloc_retries": sum(map(_alloc_retries, self._gpus)) if self._gpus else None,
         }
 
 
-class _Gpu:
-    """One GPU, by NVML; everything is None where NVML is missing."""
+def watched_devices(where: Placement) -> list[torch.device]:
+    """The devices that a run notes the conditions of: all that models are spread over; none but in the leading process.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._nvml: Any = None
-        try:
-            import pynvml
-        except ImportError:
-            return
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(device).uuid)  # torch's numbering need not be NVML's
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}".encode())
-            self._nvml = pynvml
-
-    def alloc_retries(self) -> int:
-        """How often torch found GPU memory full and freed its cache."""
-        return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
-
-    def state(self) -> tuple[int | None, str | None]:
-        """The clock in MHz, and why it is held down: words separated by commas, none if it is not."""
-        if self._nvml is None:
-            return None, None
-        try:
-            clock = self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)
-            mask = self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
-        except self._nvml.NVMLError:
-            return None, None
-        return int(clock), throttle_words(int(mask))
+    A model that is spread over layers takes every GPU that is visible; one that is spread over processes, one for each.
+    """
+    if not leads():
+        return []
+    if where.device.type != "cuda" or where.parallel == "none":
+        return [where.device]
+    count = torch.cuda.device_count() if where.parallel == "device_map" else world()
+    return [torch.device("cuda", index) for index in range(count)]
 
 
-# Bits of nvmlClocksEventReasons (nvml.h). An idle GPU and a clock that the user has set are no throttling.
-_THROTTLE_BITS = {
-    0x04: "power cap",
-    0x08: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "thermal",
-    0x40: "hardware thermal",
-    0x80: "power brake",
-}
-
-
-def throttle_words(mask: int) -> str:
-    """NVML's mask of reasons in words, separated by commas; empty if the clock is free."""
-    return ",".join(word for bit, word in _THROTTLE_BITS.items() if mask & bit)
+def _alloc_retries(device: torch.device) -> int:
+    """How often torch found GPU memory full and freed its cache."""
+    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
 
 
 def _load_average() -> float | None:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from specbench import registry
 from specbench.bench import machine
+from specbench.bench.ceilings import Ceiling, bare_ceiling
+from specbench.bench.telemetry import gpus_of
 from specbench.bench.timing import monotonic_s
 from specbench.errors import SpecbenchError, first_line
 from specbench.models.corpus import HELD_OUT, held_out_modules
@@ -50,7 +52,9 @@ def examine() -> Iterator[Finding]:
     yield from _family()
     yield _prompts()
     yield from _gpus()
+    yield _telemetry()
     yield _precision()
+    yield _pace()
     yield _threads()
     yield _load()
     yield _memory()
@@ -186,6 +190,18 @@ def _gpus() -> Iterator[Finding]:
             yield Finding("ok", f"GPU {index}", words)
 
 
+def _telemetry() -> Finding:
+    """Whether a run will know what its GPU did."""
+    if not torch.cuda.is_available():
+        return Finding("note", "telemetry", "none without a GPU: no energy, clocks or throttling in the tables")
+    gpus, reason = gpus_of([torch.device("cuda", index) for index in range(torch.cuda.device_count())])
+    if reason:
+        return Finding("note", "telemetry", f"none: {reason}", "runs work without; throttling will not be noticed")
+    if silent := sorted({name for gpu in gpus for name in gpu.silent_on()}):
+        return Finding("note", "telemetry", f"NVML answers, but not on {', '.join(silent)}: null in the tables")
+    return Finding("ok", "telemetry", "energy, power, utilisation, clocks, temperature, throttling, memory, programs")
+
+
 def _precision() -> Finding:
     """bfloat16: native, emulated, or slower than float32, by a short try."""
     if torch.cuda.is_available():
@@ -195,6 +211,21 @@ def _precision() -> Finding:
     ratio = _matmul_s(torch.float32) / _matmul_s(torch.bfloat16)
     words = f"float32 is the default on a CPU; bfloat16 multiplies {ratio:.1f} times as fast here (a rough try)"
     return Finding("ok", "precision", words)
+
+
+def _pace(measure: Callable[[torch.device, torch.dtype], Ceiling] = bare_ceiling) -> Finding:
+    """What the limits of a run are made of, by a rough try."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = measure(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    where = "GPU 0, bfloat16" if device.type == "cuda" else f"float32, {torch.get_num_threads()} threads"
+    reads, copies, multiplies = (
+        f"{rate / 1e9:,.0f}" for rate in (found.read_bytes_per_s, found.copy_bytes_per_s, found.operations_per_s)
+    )
+    words = (
+        f"weights are read at {reads} GB/s, a copy moves {copies} GB/s, products do {multiplies} GFLOP/s, and Python "
+        f"asks for an operation in {1e6 * found.launch_s:.1f} us ({where}; a rough try)"
+    )
+    return Finding("ok", "pace", words)
 
 
 def _matmul_s(dtype: torch.dtype, size: int = 512, tries: int = 5) -> float:

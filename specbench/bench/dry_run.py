@@ -10,16 +10,17 @@ import torch
 from rich.console import Console
 
 from specbench.analysis.intervals import MIN_UNITS, estimand
+from specbench.bench.footprint import Footprints, source_of
 from specbench.bench.forecast import PRECISIONS, Forecast, forecast
-from specbench.bench.machine import machine_slug
+from specbench.bench.machine import free_bytes, machine_slug
 from specbench.bench.progress import duration
 from specbench.bench.prompt_encoding import limit_of
-from specbench.config import LatencySection, MachineSettings, ModelSpec, RandomModel, ScoreSection
+from specbench.config import LatencySection, MachineSettings, ModelSpec, ScoreSection
 from specbench.errors import SpecbenchError
 from specbench.grid import Cell, Plan
 from specbench.models.loader import Placement, placement
-from specbench.models.shapes import numbers_of, shape_of_hub_id
-from specbench.models.source import Source, locate
+from specbench.models.shapes import numbers_of
+from specbench.models.source import Source
 from specbench.models.zoo import ZOO
 
 # What a machine reads per second when a step is bound by reading weights; a guess within a factor of three.
@@ -69,7 +70,8 @@ def dry_run(
     """
     console = console or Console()
     title = f"{plan.experiment_name}{' (rehearsal)' if rehearse else ''}"
-    estimates = [_estimate(cell, plan, limit, zoo) for cell in plan.cells]
+    footprints = Footprints(zoo)
+    estimates = [_estimate(cell, plan, limit, footprints, zoo) for cell in plan.cells]
     studies, missing = _studies(plan, limit, zoo)
     problems = dict.fromkeys([*(problem for estimate in estimates for problem in estimate.problems), *missing])
     console.print(title, style="bold", highlight=False, markup=False)
@@ -84,6 +86,7 @@ def dry_run(
 def _trials(plan: Plan, estimates: "list[_Estimate]", results: Path | None) -> Iterator[str]:
     pairs = list(zip(plan.cells, estimates, strict=True))
     yield from _aligned(_COLUMNS, [_words(cell, plan, estimate) for cell, estimate in pairs])
+    yield from (_crowded(cell, estimate) for cell, estimate in pairs if (estimate.total_bytes or 0) > estimate.room)
     yield from _arms(plan)
     yield from _totals(plan, estimates)
     yield from _precision(plan, [_forecast(cell, plan, estimate, results) for cell, estimate in pairs])
@@ -98,17 +101,18 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class _Estimate:
-    """Of one cell; bytes and seconds are None where a model is out of reach."""
+    """Of one cell; bytes and seconds are None where a model is out of reach. ``room`` is the memory that is free."""
 
     prompts: int
     blocks: int
     batches: int
     total_bytes: int | None
     seconds: float | None
+    room: float
     problems: tuple[str, ...] = ()
 
 
-def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate:
+def _estimate(cell: Cell, plan: Plan, limit: int | None, footprints: Footprints, zoo: Path) -> _Estimate:
     size = cell.decode.batch_size
     most = cell.prompts.number * cell.decode.turns
     prompts = min(most, -(-limit // size) * size) if limit else most
@@ -118,16 +122,25 @@ def _estimate(cell: Cell, plan: Plan, limit: int | None, zoo: Path) -> _Estimate
     problems: list[str] = []
     where = _placed(cell.machine, problems)
     target = _size(cell.target.model, where, zoo, problems)
-    drafts = {name: _size(name, where, zoo, problems) for arm in cell.arms for name in arm.models}
-    if target is None or None in drafts.values():
-        return _Estimate(prompts, blocks, batches, None, None, tuple(problems))
     prompt_tokens = limit_of(cell.prompts) or _TYPICAL_PROMPT_TOKENS
+    footprint = footprints.of(cell, where, prompt_tokens)
+    problems += footprints.problems
+    total_bytes = None if footprint is None else footprint.total
+    if target is None:
+        return _Estimate(prompts, blocks, batches, total_bytes, None, math.inf, tuple(problems))
     tokens = size * (prompt_tokens + cell.decode.max_new_tokens)
-    models = [target, *(draft for draft in drafts.values() if draft is not None)]
-    memory = sum(model.weights + tokens * model.kv_per_token for model in models)
     rate = _GPU_BYTES_PER_S if where.device.type == "cuda" else _CPU_BYTES_PER_S
     step_s = (target.weights + tokens * target.kv_per_token) / rate
-    return _Estimate(prompts, blocks, batches, memory, batches * cell.decode.max_new_tokens * step_s, tuple(problems))
+    seconds = batches * cell.decode.max_new_tokens * step_s
+    return _Estimate(prompts, blocks, batches, total_bytes, seconds, _room(where), tuple(problems))
+
+
+def _room(where: Placement) -> float:
+    """Memory that is free for a cell on this machine, in bytes; infinite where its device is not here."""
+    if where.device.type != "cuda":
+        return free_bytes(where.device)
+    gpus = range(torch.cuda.device_count()) if where.parallel != "none" else [where.device.index or 0]
+    return sum(free_bytes(torch.device("cuda", gpu)) for gpu in gpus) if torch.cuda.is_available() else math.inf
 
 
 def _placed(machine: MachineSettings, problems: list[str]) -> Placement:
@@ -136,16 +149,14 @@ def _placed(machine: MachineSettings, problems: list[str]) -> Placement:
         return placement(machine)
     except SpecbenchError as error:
         problems.append(str(error))
-        known = placement(machine.model_copy(update={"device": "cpu"}))
+        known = placement(machine.model_copy(update={"device": "cpu", "parallel": "none"}))
         dtype = torch.bfloat16 if machine.dtype == "auto" else known.dtype
         return Placement(torch.device("cuda"), dtype, known.attention)
 
 
-def _size(model: str | RandomModel, where: Placement, zoo: Path, problems: list[str]) -> Size | None:
-    shape = shape_of_hub_id(model) if isinstance(model, str) else None
+def _size(model: ModelSpec, where: Placement, zoo: Path, problems: list[str]) -> Size | None:
     try:
-        source = Source(str(model), "random", shape=shape) if shape else locate(model, zoo)
-        return size_of(source, where.dtype)
+        return size_of(source_of(model, zoo), where.dtype)
     except SpecbenchError as error:
         problems.append(str(error))
         return None
@@ -175,6 +186,13 @@ def _words(cell: Cell, plan: Plan, estimate: _Estimate) -> list[str]:
         unknown if estimate.total_bytes is None else in_bytes(estimate.total_bytes),
         unknown if estimate.seconds is None else duration(estimate.seconds),
     ]
+
+
+def _crowded(cell: Cell, estimate: _Estimate) -> str:
+    return (
+        f"{cell.target.name}, batch {cell.decode.batch_size}: more than the {in_bytes(estimate.room)} that are free "
+        "here: its drafts would take turns, or it runs out of memory. machine.parallel spreads a target"
+    )
 
 
 def in_bytes(count: float) -> str:

@@ -78,7 +78,7 @@ def measure(setting: Setting, pool: ModelPool) -> Floor:
     target = pool.get(setting.target)
     subject = _Subject(setting, target, pool)
     clock = timeline(target.model.device)
-    batches = _batches(setting, target)
+    batches = equal_batches(setting, target)
     decoding = Decoding(max_new_tokens=setting.max_new_tokens)
     rows: list[tuple[float, int, float, float, float]] = []
     nodes = 0.0
@@ -114,7 +114,7 @@ def _floor(setting: Setting, rows: list[tuple[float, int, float, float, float]])
     )
 
 
-def _batches(setting: Setting, target: LoadedModel) -> list[Requests]:
+def equal_batches(setting: Setting, target: LoadedModel) -> list[Requests]:
     """Batches of prompts of equal length, so that a plain forward without padding has the very same shape."""
     wanted = setting.units * setting.batch_size
     settings = PromptSettings(source="stdlib", count=3 * wanted, max_prompt_tokens=setting.prompt_tokens)
@@ -260,7 +260,18 @@ def _in_turn(parts: Sequence[_Forwards | _Products], times: int, clock: Timeline
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a line for each batch size, and write JSON where asked."""
-    parser = argparse.ArgumentParser(prog="python -m specbench.bench.floor", description=__doc__)
+    asked = command("floor", __doc__).parse_args(arguments)
+    pool, settings = opened(asked)
+    floors = []
+    for setting in settings:
+        floors.append(measure(setting, pool))
+        print(in_words(floors[-1]))  # noqa: T201  (a command)
+    write(asked, pool, {"floors": [asdict(floor) for floor in floors]})
+
+
+def command(name: str, description: str | None) -> argparse.ArgumentParser:
+    """What every command takes that times a method by itself: ``python -m specbench.bench.NAME``."""
+    parser = argparse.ArgumentParser(prog=f"python -m specbench.bench.{name}", description=description)
     parser.add_argument("--target", default="pico")
     parser.add_argument("--method", default="draft_model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
@@ -271,26 +282,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--zoo", type=Path, default=ZOO)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args(arguments)
+    return parser
+
+
+def opened(asked: argparse.Namespace) -> tuple[ModelPool, list[Setting]]:
+    """Where models come from, and a setting for each batch size."""
     torch.set_num_threads(asked.threads)
     options = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in asked.set)}
     if asked.method == "draft_model":
         options = {"draft": "pico-wide", "gamma": 4, **options}
     where = placement(MachineSettings(device=asked.device, dtype=asked.dtype, threads=asked.threads))
-    pool = ModelPool(where, asked.zoo)
-    floors = []
-    for size in asked.batch_size:
-        floors.append(measure(Setting(asked.target, asked.method, options, size, units=asked.units), pool))
-        print(in_words(floors[-1]))  # noqa: T201  (a command)
-    if asked.out is not None:
-        found = {
-            "machine": machine.describe(),
-            "versions": machine.versions(),
-            "threads": asked.threads,
-            "dtype": where.dtype_name,
-            "floors": [asdict(floor) for floor in floors],
-        }
-        asked.out.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    settings = [Setting(asked.target, asked.method, options, size, units=asked.units) for size in asked.batch_size]
+    return ModelPool(where, asked.zoo), settings
+
+
+def write(asked: argparse.Namespace, pool: ModelPool, found: Mapping[str, Any]) -> None:
+    """What was found as JSON, with the machine that it was found on; nothing where no file was asked for."""
+    if asked.out is None:
+        return
+    about = {
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "threads": asked.threads,
+        "dtype": pool.where.dtype_name,
+    }
+    asked.out.write_text(json.dumps({**about, **found}, indent=2) + "\n", "utf-8")
 
 
 def in_words(floor: Floor) -> str:

@@ -161,7 +161,7 @@ class Subject:
     @cached_property
     def attention(self) -> str:
         """The backend that will run."""
-        return attention_of(self.source, self.where.attention)
+        return attention_of(self.source, self.where)
 
     def slab_bytes(self, point: Point) -> int:
         """What the cache of a point takes."""
@@ -448,7 +448,8 @@ def _forward(model: CachedModel, point: Point, seed: int) -> Callable[[], Output
     """The forward of a point, over a cache that is full of noise: as with weights, only zeros would be cheaper."""
     nodes = _nodes(model, point, seed)
     model.allocate(point.batch_size, point.length + _SPARE_SLOTS)
-    model.cache.slab.normal_()
+    for slab in model.cache.slabs:
+        slab.normal_()
     run = compiled(model.forward) if point.mode == "compiled" else model.forward
     return lambda: run(nodes, point.context_tokens)
 

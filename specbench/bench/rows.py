@@ -8,6 +8,7 @@ from specbench.bench.cells import Block, ReadyCell, loaded_names
 from specbench.bench.conditions import Conditions
 from specbench.bench.lossless import Verdict, claims, repeat_ngram_share
 from specbench.bench.machine import as_json, device_name
+from specbench.bench.memory import MemoryUse
 from specbench.bench.steps import execution_of
 from specbench.decode.acceptance import Rule
 from specbench.decode.trace import RowTrace
@@ -61,9 +62,11 @@ class Place:
         return f"{self.trial_id}-b{self.block.index}-r{self.repeat}-{self.which}-p{self.process}"
 
 
-def request_rows(place: Place, outcome: Outcome, verdicts: list[Verdict], conditions: Conditions) -> list[Row]:
+def request_rows(
+    place: Place, outcome: Outcome, verdicts: list[Verdict], conditions: Conditions, memory: MemoryUse
+) -> list[Row]:
     """One row a prompt, whether it was measured or not."""
-    shared = _shared(place) | asdict(conditions)
+    shared = _shared(place) | asdict(conditions) | asdict(memory)
     rows = []
     for index, prompt in enumerate(place.block.prompts):
         row = {
@@ -177,6 +180,7 @@ def step_rows(place: Place, outcome: Outcome) -> list[Row]:
             "update_s": times.update_s,
             "host_s": times.host_s,
             "step_s": times.step_s,
+            "launch_s": times.launch_s,
             "syncs": trace.syncs_per_step[index],
             "nodes": sum(row.drafted_nodes_per_step[index] for row in trace.rows if row.steps > index),
             "rows_active": sum(row.steps > index for row in trace.rows),

@@ -25,23 +25,38 @@ from specbench import registry
 from specbench.analysis.speedup import fastest_path
 from specbench.analysis.stability import Caution, cautions
 from specbench.bench import machine, timing
-from specbench.bench.arms import Failure, LiveArm, MethodClass, Outcome, Pass, failure_of, live_arm
+from specbench.bench.arms import (
+    CoreArm,
+    Failure,
+    LiveArm,
+    MethodClass,
+    Outcome,
+    Pass,
+    failure_of,
+    first_failure,
+    live_arm,
+)
+from specbench.bench.attention import settle, shapes_of
 from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, loaded_names, ready
-from specbench.bench.conditions import Conditions, Observer
+from specbench.bench.conditions import Conditions, Observer, watched_devices
 from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.dry_run import dry_run
 from specbench.bench.history import OutOfMemory, Past, close_stale_runs, fastest_so_far, only_writer
 from specbench.bench.judge import Judge
+from specbench.bench.memory import MemoryObserver, MemoryUse
 from specbench.bench.processes import run_apart
 from specbench.bench.progress import Reporter, narrated, reporter
+from specbench.bench.roofline import Limits
 from specbench.bench.rows import Place, request_rows, step_rows
 from specbench.bench.studies import StudySummary, run_studies, score_data
+from specbench.bench.together import check_processes, store_of
 from specbench.bench.turns import LiveArms, Turns
 from specbench.config import MeasureSettings
 from specbench.decode.acceptance import Rule
 from specbench.errors import ConfigError, ResultsError
 from specbench.grid import AUTOREGRESSIVE, Arm, Plan
 from specbench.models.loader import LoadedModel, ModelPool, Placement, placement
+from specbench.models.ranks import agreed, leads
 from specbench.models.zoo import ZOO
 from specbench.records.schema import REQUESTS, SCHEMA_VERSION
 from specbench.records.store import Store
@@ -145,13 +160,14 @@ def run(
         UnsupportedError: A data set of the scores is on the hub, which cannot be reached.
         SpecbenchError: One of several processes died.
     """
+    check_processes(plan)
     cells, data = ready(plan, zoo), score_data(plan)
     request = Request(
         results, argv, experiment_yaml, limit, rehearse, retry_failed,
         batch_limit_s=batch_limit_s, zoo=zoo, method_class=method_class,
     )  # fmt: skip
     folder = _folder(plan, results)
-    console = console or Console()
+    console = (console or Console()) if leads() else Console(quiet=True)
     summary = _run_trials(plan, cells, request, folder, console) if cells else RunSummary(folder, 0, 0, 0, 0)
     if plan.studies:
         with narrated(console) as say:
@@ -166,9 +182,10 @@ def run(
 
 
 def _run_trials(plan: Plan, cells: list[ReadyCell], request: Request, folder: Path, console: Console) -> RunSummary:
-    with only_writer(folder):
-        store = Store(folder)
-        close_stale_runs(store)
+    with only_writer(folder) if leads() else nullcontext():
+        store = store_of(folder)
+        if leads():
+            close_stale_runs(store)
         past = Past(store)
         runs = [_Run(plan.measure, cells, request, past, process) for process in range(plan.measure.processes)]
         blocks, kept = (sum(getattr(own, name) for own in runs) for name in ("blocks", "kept"))
@@ -177,7 +194,7 @@ def _run_trials(plan: Plan, cells: list[ReadyCell], request: Request, folder: Pa
                 runs[0].run(progress)
             else:
                 _run_one_after_the_other(runs, partial(_run_process, plan, request), progress)
-        return runs[0].summary(blocks, kept, runs)
+        return agreed(runs[0].summary(blocks, kept, runs) if leads() else RunSummary(folder, 0, 0, 0, 0))
 
 
 def _folder(plan: Plan, results: Path) -> Path:
@@ -215,6 +232,7 @@ class _Notes:
     prompts_stand_in: dict[str, str] = field(default_factory=dict)
     prompts_sha_with_answers: dict[str, str] = field(default_factory=dict)
     composed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    telemetry: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def weigh(self, name: str, model: LoadedModel) -> None:
@@ -233,10 +251,18 @@ class _Notes:
 
 @dataclass(frozen=True)
 class _Batch:
-    """One pass of an arm over a block: how it came out, what the machine did meanwhile, and what decided on drafts."""
+    """One pass of an arm over a block.
+
+    Attributes:
+        outcome: How it came out.
+        conditions: What the machine did meanwhile.
+        memory: What it took.
+        rule: What decided on drafts.
+    """
 
     outcome: Outcome
     conditions: Conditions
+    memory: MemoryUse
     rule: Rule
 
 
@@ -249,17 +275,20 @@ class _Run:
         self.measure, self.cells, self.request, self.process = measure, cells, request, process
         self.past, self.store = past, past.store
         self.run_id = f"{timing.utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
+        self.limits = Limits(self.store, self.run_id)
         self.work = {cell.name: self._units(cell) for cell in cells}
         to_retry = past.failed_blocks() if request.retry_failed else set()
-        self.todo = {
-            cell.name: [
-                (block, repeat)
-                for block, repeat in self.work[cell.name]
-                if (cell.name, process, block.index, repeat) in to_retry
-                or not self.store.has_part("requests", cell.block_key(block, repeat, process))
-            ]
-            for cell in cells
-        }
+        self.todo = agreed(
+            {
+                cell.name: [
+                    (block, repeat)
+                    for block, repeat in self.work[cell.name]
+                    if (cell.name, process, block.index, repeat) in to_retry
+                    or not self.store.has_part("requests", cell.block_key(block, repeat, process))
+                ]
+                for cell in cells
+            }
+        )
         planned_blocks = measure.processes * sum(map(len, self.work.values()))
         self.notes = _Notes(planned_blocks, request.rehearse, list(self.work))
         for cell in cells:
@@ -267,7 +296,7 @@ class _Run:
             self.notes.prompts_stand_in[cell.name] = cell.prompts.frame
             if cell.cell.composed:
                 self.notes.composed[cell.name] = [composed_note(arm) for arm in cell.cell.composed]
-        self.out_of_memory = OutOfMemory(None if request.retry_failed else past)
+        self.out_of_memory = agreed(OutOfMemory(None if request.retry_failed else past))
         self.decided = fastest_so_far(self.store)
         self.pools: dict[Placement, ModelPool] = {}
 
@@ -305,6 +334,9 @@ class _Run:
         if waits_for_answers(cell) and not isinstance(target, Failure):
             cell, target = self._answered(cell, target, pool, progress)
         blocks = cell.blocks()
+        if not isinstance(target, Failure):
+            longest = max(block.longest for block in blocks) + cell.decoding.max_new_tokens
+            settle(target.model, shapes_of(cell.cell.decode.batch_size, longest), timing.timeline(cell.where.device))
         stage = _Stage(self, cell, target, pool, progress)
         with Turns(cell.cell.arms, stage) as turns:
             self._note_turns(cell, turns, progress)
@@ -332,9 +364,12 @@ class _Run:
 
     def _target(self, cell: ReadyCell, pool: ModelPool) -> LoadedModel | Failure:
         try:
-            target = pool.get(cell.cell.target.model)
+            target, failure = pool.get(cell.cell.target.model), None
         except Exception as error:  # noqa: BLE001  (a target that cannot be loaded is rows of every arm)
-            return failure_of(error)
+            target, failure = None, failure_of(error)
+        failure = first_failure(failure)
+        if target is None or failure is not None:
+            return failure or Failure("error", "the target was not loaded")
         self.notes.weigh(cell.cell.target.name, target)
         return target
 
@@ -356,7 +391,7 @@ class _Run:
         """Say which arms do not stand together, if there are any."""
         if len(turns.groups) > 1:
             groups = "; then ".join(", ".join(arm.name for arm in group) for group in turns.groups)
-            self._warn(
+            self.warn(
                 f"{cell.name}: memory does not hold the models of all arms together, so they take turns, forwards and "
                 f"backwards by block: {groups}",
                 progress,
@@ -401,7 +436,7 @@ class _Run:
                 verdicts = judge.verdicts(place, batch.outcome)
                 if arm.method in registry.baselines() and any(verdict.word == "WRONG" for verdict in verdicts):
                     self._warn_of_outside(cell, arm, progress)
-                requests += request_rows(place, batch.outcome, verdicts, batch.conditions)
+                requests += request_rows(place, batch.outcome, verdicts, batch.conditions, batch.memory)
                 steps += step_rows(place, batch.outcome)
         self.store.write_block(cell.block_key(block, repeat, self.process), requests, steps)
 
@@ -409,24 +444,26 @@ class _Run:
         self, cell: ReadyCell, arms: LiveArms, order: list[Arm], block: Block, repeat: int, progress: Reporter
     ) -> "dict[tuple[Pass, str], _Batch]":
         """Run the arms that are loaded, in their order, each pass to its end before the next."""
-        observer = Observer(cell.where.device)
         batches: dict[tuple[Pass, str], _Batch] = {}
-        for which in self._passes(block, repeat):
-            for live in (arms[arm.name] for arm in order if arm.name in arms):
-                if which not in live.passes:
-                    continue
-                progress.batch(live.arm, block, repeat)
-                before = batches.get(("headline", live.arm.name))
-                observer.start()
-                if before is not None and isinstance(before.outcome, Failure):
-                    outcome: Outcome = before.outcome
-                else:
-                    outcome = live.run(block, which)
-                batches[which, live.arm.name] = _Batch(outcome, observer.stop(), live.rule)
-                if which == "headline":
-                    progress.measured(live.arm, outcome)
-                if isinstance(outcome, Failure):
-                    self._after_failure(cell, live.arm, outcome)
+        with Observer(*watched_devices(cell.where), telemetry=self.measure.telemetry) as observer:
+            self.notes.telemetry = observer.telemetry
+            for which in self._passes(block, repeat):
+                for live in (arms[arm.name] for arm in order if arm.name in arms):
+                    if which not in live.passes:
+                        continue
+                    progress.batch(live.arm, block, repeat)
+                    before = batches.get(("headline", live.arm.name))
+                    memory = MemoryObserver(live.holdings)
+                    observer.start()
+                    if before is not None and isinstance(before.outcome, Failure):
+                        outcome: Outcome = before.outcome
+                    else:
+                        outcome = live.run(block, which)
+                    batches[which, live.arm.name] = _Batch(outcome, observer.stop(), memory.stop(), live.rule)
+                    if which == "headline":
+                        progress.measured(live.arm, outcome)
+                    if isinstance(outcome, Failure):
+                        self._after_failure(cell, live.arm, outcome)
         return batches
 
     def _passes(self, block: Block, repeat: int) -> tuple[Pass, ...]:
@@ -445,9 +482,10 @@ class _Run:
             f"{cell.name}: texts of {arm.name} differ from those of the core's autoregressive by more than a near tie; "
             "a divergence_gap of 0 in its rows says that the core is the one to look at"
         )
-        self._warn(sentence, progress)
+        self.warn(sentence, progress)
 
-    def _warn(self, sentence: str, progress: Reporter) -> None:
+    def warn(self, sentence: str, progress: Reporter) -> None:
+        """Note a sentence once, and say it."""
         if sentence not in self.notes.warnings:
             self.notes.warnings.append(sentence)
             progress.say(sentence)
@@ -572,6 +610,19 @@ class _Stage:
         noted[live.arm.name] = noted.get(live.arm.name) or steps
         if live.failure is not None:
             self._progress.say(f"{live.arm.name}: {live.failure.status}: {live.failure.reason}")
+        elif isinstance(live, CoreArm) and not (live.arm.twin or live.out_of_memory or live.target.is_spread):
+            self._note_limit(live)
+
+    def _note_limit(self, live: CoreArm) -> None:
+        """Note what its step asks of the machine; an arm that cannot be counted runs all the same."""
+        run = self._run
+        try:
+            run.limits.note(self._cell, live, self._largest)
+        except ResultsError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a limit is beside the measurement, and never ends it)
+            run.warn(f"{live.arm.name}: its limit is not known: {failure_of(error).reason}", self._progress)
+        _release_memory()
 
     def leave(self, gone: LiveArms, models: set[str]) -> None:
         """Note the draft latencies that were kept and what was compiled or captured, and free the memory."""

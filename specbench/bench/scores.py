@@ -23,7 +23,7 @@ from specbench.bench.prompt_formats import Choice
 from specbench.bench.score_data import ChoiceSet, TextSet
 from specbench.config import MachineSettings
 from specbench.errors import ConfigError, UnsupportedError
-from specbench.models.loader import attention_of, load_module, placement
+from specbench.models.loader import implementation_of, load_module, placement
 from specbench.models.source import Source, locate
 from specbench.models.zoo import ZOO
 from specbench.records.store import Store
@@ -115,7 +115,7 @@ class _Scorer:
     def __init__(self, source: Source, settings: ScoreSettings, announce: Announce) -> None:
         self._source, self._settings, self._announce = source, settings, announce
         self._where = placement(settings.machine)
-        self._attention = attention_of(source, self._where.attention)
+        self._attention = implementation_of(source, self._where.attention)
         self._loaded: nn.Module | None = None
 
     def key(self, data: TextSet | ChoiceSet) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -32,7 +32,18 @@ class BatchTimeoutError(Exception):
 
 @dataclass(frozen=True)
 class StepTimes:
-    """One step of the phase pass, in seconds; ``host_s`` is what is left of ``step_s`` beside the four phases."""
+    """One step of the phase pass, in seconds.
+
+    Attributes:
+        draft_s: Time in which the device drafted, or waited for the host to say how.
+        verify_s: The same of the target's forward.
+        accept_s: The same of acceptance and compaction.
+        update_s: The same of the method's update.
+        host_s: Host and other: what is left of ``step_s`` beside the four phases.
+        step_s: From the end of the step before to the end of this one, as the device saw them.
+        launch_s: The host's own time in the four phases: what it takes to enqueue their work on a GPU, and to do it on
+            a CPU. Where it comes near ``step_s`` on a GPU, the device waits for the host.
+    """
 
     draft_s: float
     verify_s: float
@@ -40,6 +51,7 @@ class StepTimes:
     update_s: float
     host_s: float
     step_s: float
+    launch_s: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,11 @@ class HostTimeline:
 
 
 class CudaTimeline:
-    """A GPU: marks are events on the current stream."""
+    """A GPU: marks are events on its current stream, between the graphs that are replayed there and never inside one.
+
+    An event takes its time when the device gets there. So what the host does while the device is still busy costs
+    nothing, and what the device has to wait for counts in the phase in which it waits.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -122,7 +138,7 @@ class CudaTimeline:
     def mark(self) -> torch.cuda.Event:
         """A timing event."""
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # the current device need not be this one
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
@@ -200,37 +216,55 @@ class HeadlineWatch:
         return []
 
 
+class _Lap(NamedTuple):
+    """One phase: marks at both ends, and what the host took between them."""
+
+    name: Phase
+    begin: Any
+    end: Any
+    launch_ns: int
+
+
 class PhaseWatch(HeadlineWatch):
     """Also times the four phases of every step, which costs a little: it is for shares of a step, not for headlines."""
 
     def start(self) -> None:
         """Read the clock."""
-        self._phase_marks: list[list[tuple[Phase, Any, Any]]] = [[]]
+        self._laps: list[list[_Lap]] = [[]]
         super().start()
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
         """Mark both ends of a phase."""
-        begin = self._time.mark()
+        begin, begin_ns = self._time.mark(), self._time.host()
         yield
-        self._phase_marks[-1].append((name, begin, self._time.mark()))
+        launch_ns = self._time.host() - begin_ns
+        self._laps[-1].append(_Lap(name, begin, self._time.mark(), launch_ns))
 
     def step(self) -> None:
         """Leave a mark, and begin the next step."""
         super().step()
-        self._phase_marks.append([])
+        self._laps.append([])
 
     def _phases(self, steps: int) -> list[StepTimes]:
         starts = [self._anchor, *self._ends]
-        return [self._step_times(starts[i], self._ends[i], self._phase_marks[i]) for i in range(steps)]
+        return [self._step_times(starts[i], self._ends[i], self._laps[i]) for i in range(steps)]
 
-    def _step_times(self, begin: Any, end: Any, marks: list[tuple[Phase, Any, Any]]) -> StepTimes:
+    def _step_times(self, begin: Any, end: Any, laps: list[_Lap]) -> StepTimes:
         spent = dict.fromkeys(PHASES, 0.0)
-        for name, first, last in marks:
-            spent[name] += self._time.seconds(first, last)
+        for lap in laps:
+            spent[lap.name] += self._time.seconds(lap.begin, lap.end)
         whole = self._time.seconds(begin, end)
         rest = max(0.0, whole - sum(spent.values()))  # events are rounded, so the rest may fall below 0 by a hair
-        return StepTimes(spent["draft"], spent["verify"], spent["accept"], spent["update"], host_s=rest, step_s=whole)
+        return StepTimes(
+            spent["draft"],
+            spent["verify"],
+            spent["accept"],
+            spent["update"],
+            host_s=rest,
+            step_s=whole,
+            launch_s=sum(lap.launch_ns for lap in laps) * _NS,
+        )
 
 
 @contextmanager

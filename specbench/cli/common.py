@@ -2,8 +2,9 @@
 
 import errno
 import math
+import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -38,17 +39,30 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except SpecbenchError as error:
-            fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader of a pipe has gone: Typer ends such a command quietly
-                raise
-            place = f"{error.filename}: " if error.filename else ""
-            fail(place + (error.strerror or str(error)), SpecbenchError.exit_code)
+        with _one_speaks():
+            try:
+                return super().invoke(ctx)
+            except SpecbenchError as error:
+                fail(str(error), error.exit_code)
+            except KeyboardInterrupt:
+                fail("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # the reader of a pipe has gone: Typer ends such a command quietly
+                    raise
+                place = f"{error.filename}: " if error.filename else ""
+                fail(place + (error.strerror or str(error)), SpecbenchError.exit_code)
+
+
+@contextmanager
+def _one_speaks() -> "Iterator[None]":
+    """Of several processes that ``torchrun`` has started, only the first prints."""
+    from specbench.models.ranks import leads
+
+    if leads():
+        yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def plan_of(file: Path, overrides: list[str] | None) -> "tuple[Experiment, Plan]":

@@ -41,6 +41,7 @@ def run(
     from rich.console import Console
 
     from specbench.bench import runner
+    from specbench.models.ranks import leave
     from specbench.rehearsal import rehearsal
 
     console = Console()
@@ -64,6 +65,7 @@ def run(
         return _exit_code(summary)
 
     code = run_one(*plans[0]) if len(plans) == 1 else _one_after_the_other(plans, run_one)
+    leave()
     if code:
         raise typer.Exit(code)
 

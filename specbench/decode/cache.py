@@ -3,9 +3,10 @@
 The slab is ``[layer, key or value, row, slot, head, dim]``: slots stand before heads, so that a row's tokens lie next
 to one another, and compaction is one gather and one scatter for all layers. Slots equal positions for committed tokens;
 a step's nodes sit in the slots after them, and the last slot is trash for everything that must not be kept.
+A model that is spread over several devices has a slab on each, with the layers that live there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,11 +17,19 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 @dataclass(frozen=True)
 class KVShape:
-    """The size of one token's keys and values in one layer, the same in all layers."""
+    """The size of one token's keys and values in one layer, the same in all layers.
+
+    Attributes:
+        layers: Layers that keep any.
+        heads: Heads of keys and values; under tensor parallelism those of this process alone.
+        dim: Width of a head.
+        devices: Where each layer keeps them, one entry a layer; empty where all do so on the model's device.
+    """
 
     layers: int
     heads: int
     dim: int
+    devices: tuple[torch.device, ...] = ()
 
 
 @dataclass
@@ -37,17 +46,66 @@ class Window:
     slots: Tensor
     view: int | None
 
+    def on(self, device: torch.device) -> "Window":
+        """The same window with its tensors on another device."""
+        parts = ((part.name, getattr(self, part.name)) for part in fields(self))
+        moved: dict[str, Any] = {name: value.to(device) for name, value in parts if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
 
 class SlabCache:
-    """The slab, and a face of it that ``transformers`` takes for a cache."""
+    """The slab, and a face of it that ``transformers`` takes for a cache.
+
+    Attributes:
+        slabs: The slab of every device that holds layers, ``[its layers, 2, row, slot, head, dim]``.
+        window: Where the forward that is running writes, on the model's own device.
+    """
 
     def __init__(self, shape: KVShape, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.slab = torch.zeros(shape.layers, 2, batch, slots, shape.heads, shape.dim, dtype=dtype, device=device)
+        places = shape.devices or (device,) * shape.layers
+        size = (2, batch, slots, shape.heads, shape.dim)
+        by_device = {
+            place: torch.zeros(places.count(place), *size, dtype=dtype, device=place) for place in dict.fromkeys(places)
+        }
+        self.slabs = list(by_device.values())
         self.batch, self.slots = batch, slots
         self.rows = torch.arange(batch, device=device)[:, None]
         self.index = torch.arange(slots, device=device)
         self.window: Window | None = None
-        self.as_transformers = Cache(layers=[_SlabLayer(self, layer) for layer in range(shape.layers)])
+        self._copy: Tensor | None = None
+        self._carried: tuple[Window | None, dict[torch.device, Window]] = (None, {})
+        parts = [by_device[place][places[:layer].count(place)] for layer, place in enumerate(places)]
+        self.as_transformers = Cache(layers=[_SlabLayer(self, part) for part in parts])
+
+    def window_on(self, device: torch.device) -> Window:
+        """The window as layers on ``device`` need it; carried there once for all of them."""
+        assert self.window is not None, "a slab is written only by CachedModel.forward"
+        if device == self.rows.device:
+            return self.window
+        if self._carried[0] is not self.window:
+            self._carried = (self.window, {})
+        copies = self._carried[1]
+        if device not in copies:
+            copies[device] = self.window.on(device)
+        return copies[device]
+
+    def copied(self, seen: Tensor) -> Tensor:
+        """A dense copy that lasts until the next one is made.
+
+        All layers share its place, which therefore stays in the processor's caches. The compiler finds places itself.
+        """
+        if torch.compiler.is_compiling():
+            return seen.clone()
+        if self._copy is None or (self._copy.shape, self._copy.device) != (seen.shape, seen.device):
+            with torch.inference_mode(mode=False):
+                self._copy = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
+        return self._copy.copy_(seen)
+
+    @property
+    def slab(self) -> Tensor:
+        """The slab of a model that lives on one device."""
+        (slab,) = self.slabs
+        return slab
 
     @property
     def trash(self) -> int:
@@ -56,8 +114,8 @@ class SlabCache:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes that the slab holds."""
-        return self.slab.numel() * self.slab.element_size()
+        """Bytes that the slabs hold."""
+        return sum(slab.nbytes for slab in self.slabs)
 
     def compact(
         self, path: Int[Tensor, "batch columns"], kept: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"]
@@ -73,8 +131,10 @@ class SlabCache:
         stays = depth < kept[:, None]
         source = torch.where(stays, lengths[:, None] + path[:, 1:], self.trash)
         target = torch.where(stays, lengths[:, None] + depth, self.trash)
-        # The right-hand side is gathered whole before anything is written.
-        self.slab[:, :, self.rows, target] = self.slab[:, :, self.rows, source]
+        for slab in self.slabs:
+            rows, to, of = (places.to(slab.device) for places in (self.rows, target, source))
+            # The right-hand side is gathered whole before anything is written.
+            slab[:, :, rows, to] = slab[:, :, rows, of]
 
 
 class _SlabLayer(CacheLayerMixin):
@@ -83,10 +143,10 @@ class _SlabLayer(CacheLayerMixin):
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, owner: SlabCache, layer: int) -> None:
+    def __init__(self, owner: SlabCache, both: Tensor) -> None:
         super().__init__()
-        self._both = owner.slab[layer]
-        self.keys, self.values = self._both
+        self._both = both
+        self.keys, self.values = both
         self.is_initialized = True
         self._owner = owner
 
@@ -95,9 +155,8 @@ class _SlabLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write (B, heads, M, dim) to their slots; return what the queries may look at, (B, heads, view, dim)."""
-        window = self._owner.window
-        assert window is not None, "a slab is written only by CachedModel.forward"
-        if self._both.device.type == "cpu":
+        window = self._owner.window_on(self._both.device)
+        if self._both.device.type != "cuda":
             return self._updated_on_cpu(window, key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
@@ -118,7 +177,7 @@ class _SlabLayer(CacheLayerMixin):
         self._both[:, window.rows, window.slots] = torch.stack((key_states, value_states)).transpose(2, 3)
         if window.view is None:
             return key_states, value_states
-        keys, values = self._both[:, :, : window.view].clone().transpose(2, 3)
+        keys, values = self._owner.copied(self._both[:, :, : window.view]).transpose(2, 3)
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from specbench.decode.attention.backend import Sight
+from specbench.decode.attention.choice import Attention, choose, foreseen
+from specbench.decode.attention.hook import Forward, attending
+from specbench.decode.attention.masked import without_cudnn
 from specbench.decode.cache import KVShape, SlabCache, Window, probe_cache
 from specbench.decode.tree import Layout, lay_out
 from specbench.errors import ModelRefusedError, first_line
@@ -74,10 +78,19 @@ class CachedModel:
         module: The unmodified model, in evaluation mode.
         name: How users call it.
         vocab_size: Tokens of its map; further rows of its logits are padding.
+        device: Where tokens go in and logits come out, however many devices the layers live on.
+        is_spread: Whether its weights lie on several devices or with several processes.
         pacer: Wraps every forward. The bench keeps a draft latency with it; nobody else knows that it exists.
+        attention: How it attends over its slab.
     """
 
-    def __init__(self, module: PreTrainedModel, name: str, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        name: str,
+        vocab_size: int | None = None,
+        attention: str | Attention = "auto",
+    ) -> None:
         self.module = module.eval()
         self.name = name
         self.config = module.config.get_text_config()
@@ -88,9 +101,12 @@ class CachedModel:
         self.pacer: AbstractContextManager[None] = nullcontext()
         _check_interface(module, name)
         self._masks = _mask_kinds(self.config, name)
-        self._seen, self._unseen = parameter.new_tensor([0.0, -torch.inf]).unbind()
+        self._seen, self._unseen = torch.tensor([0.0, -torch.inf], dtype=self.dtype, device=self.device).unbind()
         self.kv_shape = _probe_kv_shape(module, name)
+        self.is_spread = bool(self.kv_shape.devices) or any(local_part(own) is not own for own in module.parameters())
         _refuse_unknown_windows(self.config, name)
+        self._no_mask = self._by_layer(*[torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)] * 2)
+        self.attention = attention if isinstance(attention, Attention) else choose(module, self.windows, attention)
         self._cache: SlabCache | None = None
 
     @property
@@ -99,9 +115,23 @@ class CachedModel:
         assert self._cache is not None, "allocate() comes first"
         return self._cache
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of its slab; 0 without one."""
+        return 0 if self._cache is None else self._cache.kv_bytes
+
+    def release(self) -> None:
+        """Let go of the slab; the next batch makes another."""
+        self._cache = None
+
     def sharing_weights(self) -> "CachedModel":
         """The same weights with a slab of its own, for another user in the same process."""
-        return CachedModel(self.module, self.name, self.vocab_size)
+        return CachedModel(self.module, self.name, self.vocab_size, self.attention)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """How far each layer looks back; None without end."""
+        return _windows(self.config, self._masks)
 
     def allocate(self, batch: int, slots: int) -> None:
         """Make room for ``batch`` rows of ``slots`` slots; a slab that fits serves again, as nothing stale is read."""
@@ -128,11 +158,17 @@ class CachedModel:
         batch, longest = tokens.shape
         position = self.cache.index[:longest]
         slots = torch.where(position < lengths[:, None], position, self.cache.trash)
-        visible = (position <= position[:, None])[None]
-        masks = self._additive(visible, position[None], position[None])
         last = (lengths - 1)[:, None]
         positions = position.expand(batch, -1)
-        output = self._run(tokens, positions, Window(self.cache.rows, slots, None), masks, hidden, keep=last)
+        is_causal = self.attention.lines is not None and longest <= (self._masks.window or longest)
+        if is_causal:
+            masks = self._no_mask
+        else:
+            visible = (position <= position[:, None])[None]
+            masks = self._additive(visible, position[None], position[None])
+        scope = without_cudnn(self.device) if is_causal else nullcontext()
+        with attending(Forward() if is_causal else None), scope:
+            output = self._run(tokens, positions, Window(self.cache.rows, slots, None), masks, hidden, keep=last)
         if all_positions:
             return output
         rows = self.cache.rows
@@ -152,20 +188,43 @@ class CachedModel:
 
     def _forward(self, nodes: Nodes, longest: int, hidden: tuple["Hidden", ...]) -> Output:
         cache, branches = self.cache, nodes.branches
+        backend = self.attention.lines if branches is None else self.attention.trees
         reach = nodes.tokens.shape[1] if branches is None else branches.ancestors.shape[-1]
-        stride = _VIEW_STRIDE.get(self.device.type, 64)
-        view = min(-(-(longest + reach) // stride) * stride, cache.slots - 1)
         if branches is None:
             slots = positions = nodes.base[:, None] + cache.index[:reach]
-            visible, key_positions = cache.index[:view] <= slots[:, :, None], cache.index[None, :view]
         else:
             slots, positions = nodes.base[:, None] + branches.node, nodes.base[:, None] + branches.depth
-            visible, key_positions = self._visible(nodes.base[:, None], branches, view)
         if self.max_positions is not None:
             # Nodes beyond the last position are beyond the budget as well: they are computed and never kept.
             positions = positions.clamp_max(self.max_positions - 1)
-        masks = self._additive(visible, positions, key_positions)
-        return self._run(nodes.tokens, positions, Window(cache.rows, slots, view), masks, hidden)
+        view = self._view(longest + reach) if backend is None or backend.needs_view else cache.slots
+        masks = self._dense(nodes, slots, positions, view) if backend is None or backend.needs_mask else self._no_mask
+        window = Window(cache.rows, slots, view)
+        if backend is None:
+            return self._run(nodes.tokens, positions, window, masks, hidden)
+        with attending(Forward(backend, backend.prepare(self._sight(nodes, reach)))), backend.scope(self.device):
+            return self._run(nodes.tokens, positions, window, masks, hidden)
+
+    def _view(self, reach: int) -> int:
+        """How many slots a forward looks at, in strides."""
+        stride = _VIEW_STRIDE.get(self.device.type, 64)
+        return min(-(-reach // stride) * stride, self.cache.slots - 1)
+
+    def _sight(self, nodes: Nodes, reach: int) -> Sight:
+        """What a backend may want to know of a forward."""
+        shape = (nodes.tokens.shape[1], reach, self.cache.slots)
+        if nodes.branches is None:
+            return Sight(nodes.base, *shape, window=self._masks.window)
+        _, depth, ancestors, key_depth = nodes.branches
+        return Sight(nodes.base, *shape, depth, ancestors, key_depth, self._masks.window)
+
+    def _dense(self, nodes: Nodes, slots: Tensor, positions: Tensor, view: int) -> Tensor | dict[str, Tensor]:
+        """The dense mask over the slots in view."""
+        if nodes.branches is None:
+            key = self.cache.index[:view]
+            return self._additive(key <= slots[:, :, None], positions, key[None])
+        visible, key_positions = self._visible(nodes.base[:, None], nodes.branches, view)
+        return self._additive(visible, positions, key_positions)
 
     def _visible(self, base: Tensor, branches: Branches, view: int) -> tuple[Tensor, Tensor]:
         """Which slots each node of a tree sees, (B, M, view), and the position of what stands in them."""
@@ -203,7 +262,10 @@ class CachedModel:
         if self._masks.window is None:
             return full
         near = key_positions[:, None, :] > positions[:, :, None] - self._masks.window
-        sliding = self._to_scores(visible & near)
+        return self._by_layer(full, self._to_scores(visible & near))
+
+    def _by_layer(self, full: Tensor, sliding: Tensor) -> Tensor | dict[str, Tensor]:
+        """Masks in the form that a model with windows takes: one for all layers, or one for each kind."""
         if not self._masks.by_layer_type:
             return sliding
         return {"full_attention": full, "sliding_attention": sliding}
@@ -229,12 +291,12 @@ class CachedModel:
                 past_key_values=self.cache.as_transformers,
                 use_cache=True,
             ).logits
-        return Output(logits, states)
+        return Output(logits, {key: state.to(self.device) for key, state in states.items()})
 
     def head(self, hidden: Tensor) -> Tensor:
         """The output head alone: (..., H) after the final norm -> (..., rows of the vocabulary)."""
         output = self.module.get_output_embeddings()(hidden)
-        return torch.as_tensor(output)
+        return torch.as_tensor(output).to(hidden.device)
 
     @property
     def output_matrix(self) -> Tensor:
@@ -243,7 +305,7 @@ class CachedModel:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The raw input embedding, (...) -> (..., H)."""
-        return torch.as_tensor(self.module.get_input_embeddings()(tokens))
+        return torch.as_tensor(self.module.get_input_embeddings()(tokens)).to(tokens.device)
 
 
 @contextmanager
@@ -263,8 +325,9 @@ def tapped(
                 states[key] = args[0]
         if keep is None:
             return args
-        rows = torch.arange(len(keep), device=keep.device)[:, None]
-        return (args[0][rows, keep], *args[1:])
+        device = args[0].device
+        rows = torch.arange(len(keep), device=device)[:, None]
+        return (args[0][rows, keep.to(device)], *args[1:])
 
     handles.append(module.get_output_embeddings().register_forward_pre_hook(at_head))
     layers = decoder_layers(module) if any(key.kind == "layer_input" for key in wanted) else None
@@ -331,6 +394,25 @@ def _mask_kinds(config: Any, name: str) -> _MaskKinds:
     return _MaskKinds(window, by_layer_type=False)
 
 
+def _windows(config: Any, masks: _MaskKinds) -> list[int | None]:
+    """How far each layer looks back; None without end."""
+    if masks.by_layer_type:
+        return [masks.window if kind == "sliding_attention" else None for kind in config.layer_types]
+    return [masks.window] * int(config.num_hidden_layers)
+
+
+def expected_attention(skeleton: nn.Module, wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention that a model will run with, told from the model without its weights.
+
+    Raises:
+        ModelRefusedError: It attends in a way that the core does not know.
+    """
+    config: Any = skeleton.config
+    config = config.get_text_config()
+    windows = _windows(config, _mask_kinds(config, type(skeleton).__name__))
+    return foreseen(skeleton, windows, wanted, device, dtype)
+
+
 def _refuse_unknown_windows(config: Any, name: str) -> None:
     """A limit on how far attention looks back, under a name that we do not know, would be ignored without a word."""
     known = {"sliding_window", "max_window_layers", "use_sliding_window"}
@@ -386,7 +468,14 @@ def _probe_kv_shape(module: PreTrainedModel, name: str) -> KVShape:
     if len(shapes) > 1 or len(set(next(iter(shapes)))) > 1:
         raise ModelRefusedError(f"{name} ({type(module).__name__}): its layers store keys and values of unequal shape")
     _, heads, _, dim = next(iter(shapes))[0]
-    return KVShape(wanted, heads, dim)
+    devices = tuple(layer.keys.device for layer in cache.layers if layer.keys is not None)
+    return KVShape(wanted, heads, dim, devices if len({device, *devices}) > 1 else ())
+
+
+def local_part(parameter: Tensor) -> Tensor:
+    """What this process holds of a parameter: all of it, or its share under tensor parallelism."""
+    to_local = getattr(parameter, "to_local", None)
+    return parameter if to_local is None else torch.as_tensor(to_local())
 
 
 @dataclass(frozen=True)
@@ -397,16 +486,27 @@ class SelfTest:
     tolerance: float
 
 
-@torch.no_grad()
 def self_test(model: CachedModel, seed: int = 0) -> SelfTest:
     """Compare logits over a ragged batch of trees, and after compaction, with plain forwards over each path.
 
     In float32 a difference of 1e-3 of the logits' scale passes. In half precision the bar is the model's own difference
-    between a forward that ends at a token and one that goes on past it, four times over.
+    between a forward that ends at a token and one that goes on past it, four times over. Where it fails by a backend
+    that nobody asked for, the model goes back to its own attention and has another try.
 
     Raises:
         ModelRefusedError: The logits differ: the model does not honour positions or masks as the core gives them.
     """
+    try:
+        return _self_test(model, seed)
+    except ModelRefusedError as error:
+        if model.attention.lines is None or model.attention.is_asked_for:
+            raise
+        model.attention = model.attention.without_backends(str(error))
+    return _self_test(model, seed)
+
+
+@torch.no_grad()
+def _self_test(model: CachedModel, seed: int) -> SelfTest:
     generator = torch.Generator().manual_seed(seed)
     lengths = [6, 3]
     limit = min(model.vocab_size, 1 << 15)

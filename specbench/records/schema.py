@@ -141,7 +141,7 @@ REQUESTS: tuple[Column, ...] = (
         "Acceptance was drawn, not decided by the target: the text is not the target's."),
     _optional("load_average", REAL, "programs",
         "Batch: runnable programs on the machine over the last minute, ours included; null where a system does "
-        "not tell, as with the six columns below."),
+        "not tell, as with the columns down to `gpu_alloc_retries`."),
     _optional("cpu_wait_share", REAL, "fraction",
         "Batch: share of its wall time in which the process was ready and had to wait for a core."),
     _optional("cpu_steal_share", REAL, "fraction", "Batch: share of all CPU time that the hypervisor took."),
@@ -150,8 +150,51 @@ REQUESTS: tuple[Column, ...] = (
     _optional("gpu_throttle", TEXT, "",
         "Batch: why the GPU's clock was held down just after its end (`power cap`, `thermal`, ...), separated "
         "by commas; empty if it was not."),
+    _optional("gpu_clock_mean_mhz", REAL, "MHz",
+        "Batch: mean SM clock over looks twice a second and one just after the end; of the slowest GPU where several "
+        "are used. Null where NVML does not tell or was not asked, as with the columns down to `telemetry_busy_s`."),
+    _optional("gpu_memory_clock_mhz", REAL, "MHz", "Batch: mean memory clock, in the same way."),
+    _optional("gpu_energy_j", REAL, "J",
+        "Batch: energy of the whole GPU, of all where several are used, from just before the prefill to the end: the "
+        "difference of NVML's counter, not a sum of samples. Null where that took less than 2 s: the power sensor of "
+        "recent GPUs sees only part of the time (arXiv 2312.02741: about a quarter on an A100 or H100)."),
+    _optional("gpu_power_w", REAL, "W",
+        "Batch: mean power over the same time; `gpu_energy_j / gpu_power_w` are its seconds. From looks where a GPU "
+        "does not count its energy. Null as above."),
+    _optional("gpu_utilisation", REAL, "fraction",
+        "Batch: share of the time in which a kernel ran, as NVML averages it; not how well. Null as above."),
+    _optional("gpu_temperature_c", INTEGER, "degrees Celsius", "Batch: highest temperature seen."),
+    _optional("gpu_throttled_share", REAL, "fraction",
+        "Batch: share of the time for which the clock was held down, by NVML's counters of `power cap`, `thermal`, "
+        "`sync boost` and `board limit`; that of the reason which did so longest."),
+    _optional("gpu_throttled_by", TEXT, "",
+        "Batch: why the clock was held down at any time of it, by those counters or in a look, separated by commas; "
+        "empty if it was not."),
+    _optional("gpu_memory_bytes", pa.int64(), "bytes",
+        "Batch: most memory in use on the GPU, by whomever; of the fullest where several are used."),
+    _optional("gpu_other_processes", INTEGER, "programs",
+        "Batch: most programs beside ours that computed on the GPU, as far as NVML lists them to a container."),
+    _optional("telemetry_looks", INTEGER, "count", "Batch: times that the GPU was looked at."),
+    _optional("telemetry_busy_s", REAL, "s", "Batch: how long the thread that looks was busy with it."),
     _optional("gpu_alloc_retries", INTEGER, "count",
         "Batch: times that GPU memory was full and torch freed its cache."),
+    _optional("weight_bytes", pa.int64(), "bytes",
+        "Weights that the arm runs on: target, drafts and trained weights of the method's own, each once; under tensor "
+        "parallelism this process's share. Null where nothing could be loaded, as with the columns down to "
+        "`peak_rss_bytes`."),
+    _optional("cache_bytes", pa.int64(), "bytes",
+        "Slabs of keys and values, of the target and the arm's drafts; 0 for a baseline of another library, whose "
+        "caches come and go."),
+    _optional("graph_bytes", pa.int64(), "bytes",
+        "What captured graphs keep for themselves, those of other arms included; null without a GPU."),
+    _optional("steady_bytes", pa.int64(), "bytes",
+        "Held after the batch: on a GPU all that the process has allocated, the models of other arms included; on a "
+        "CPU `weight_bytes` + `cache_bytes`."),
+    _optional("peak_bytes", pa.int64(), "bytes",
+        "Batch: the most that the process had allocated on its GPUs at once; null without a GPU."),
+    _optional("peak_rss_bytes", pa.int64(), "bytes",
+        "Batch: the most resident memory of the whole process, Python and its libraries included; null on a GPU, and "
+        "where a system does not count it anew for every batch."),
     _optional("repeat_ngram_share", REAL, "fraction",
         "Share of the output's 4-grams that occurred before in it; loops flatter every drafter."),
     Column("target_sha", TEXT, "", "Hash of the target's weights and tokenizer."),
@@ -179,8 +222,11 @@ STEPS: tuple[Column, ...] = (
     Column("verify_s", REAL, "s", "Time in the target's forward over the draft."),
     Column("accept_s", REAL, "s", "Time in the acceptance rule, compaction of the cache included."),
     Column("update_s", REAL, "s", "Time in `method.update`."),
-    Column("host_s", REAL, "s", "Wall time of the step less its four phases."),
+    Column("host_s", REAL, "s", "Host and other: wall time of the step less its four phases."),
     Column("step_s", REAL, "s", "Wall time of the step."),
+    _optional("launch_s", REAL, "s",
+        "The host's own time in the four phases: to enqueue their work on a GPU, to do it on a CPU. Near `step_s` on a "
+        "GPU, the device waits for the host. Null in rows that are older than the column."),
     Column("syncs", INTEGER, "count", "Times the host waited for the device in the step."),
     Column("nodes", INTEGER, "nodes", "Draft nodes verified in the step, summed over active rows."),
     Column("rows_active", INTEGER, "rows", "Rows that had not ended when the step began."),
@@ -205,7 +251,7 @@ RUNS: tuple[Column, ...] = (
         "Version of the protocol; a change of it makes old numbers incomparable."),
     _optional("notes", TEXT, "JSON",
         "Warm-up log and what the run decided: `planned_blocks` (count), `fastest_autoregressive` (cell to "
-        "arm), `warmup`, `warnings` (list of sentences)."),
+        "arm), `warmup`, `telemetry` (`on`, or why GPUs were not asked), `warnings` (list of sentences)."),
     Column("status", TEXT, "", "`running`, `done`, `failed` (some trials failed) or `interrupted`."),
 )
 
@@ -370,6 +416,61 @@ DESIGNS: tuple[Column, ...] = (
     _optional("reason", TEXT, "", "Why the status is not `ok`."),
 )
 
+CEILINGS: tuple[Column, ...] = (
+    Column("ceiling_id", TEXT, "",
+        "Hash of device, data type, threads, torch and the shapes of the matrices: what is measured once."),
+    Column("device", TEXT, "", "As in `requests`."),
+    Column("dtype", TEXT, "", "Data type of the matrices."),
+    Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
+    Column("torch", TEXT, "", "Version of torch, whose kernels these are."),
+    Column("matrices", INTEGER, "", "How many there are: all of a model's, each once, in the order of a forward."),
+    Column("working_set_bytes", pa.int64(), "bytes", "What they occupy."),
+    Column("product_rows", COUNTS, "rows", "With how many rows they were multiplied."),
+    Column("products_s", REALS, "s",
+        "All products, one matrix after the other, for each of those; the best of several rounds, as what follows."),
+    Column("read_bytes_per_s", REAL, "bytes/s", "`working_set_bytes` over the least of them."),
+    Column("copy_bytes_per_s", REAL, "bytes/s",
+        "Of a copy, read and written; source and copy are together as large as the matrices, at most 1 GiB."),
+    Column("operations_per_s", REAL, "1/s",
+        "Multiplications and additions of a product of two square matrices, 1024 wide on a CPU and 8192 on a GPU."),
+    Column("launch_s", REAL, "s", "One operation on a single number, many in a row, as Python issues them."),
+    _optional("captured_launch_s", REAL, "s", "The same within a CUDA graph; null on a CPU."),
+    Column("measured_at", TEXT, "UTC, ISO 8601", "When it was measured."),
+)
+
+LIMITS: tuple[Column, ...] = (
+    Column("run_id", TEXT, "", "The run that counted it."),
+    Column("cell", TEXT, "", "As in `requests`."),
+    Column("arm", TEXT, "", "As in `requests`; arms on the core alone, and the autoregressive twin is not among them."),
+    Column("batch_size", INTEGER, "rows", "Rows of the batch that it was counted on."),
+    Column("steps", INTEGER, "steps", "Steps that it was counted over, in the warm-up; what follows is their mean."),
+    Column("layers", INTEGER, "layers", "Of the target."),
+    Column("verify_weight_bytes", REAL, "bytes",
+        "Weights that the target's forward reads; of an embedding, the rows that are looked up."),
+    Column("verify_operations_per_token", REAL, "1",
+        "Multiplications and additions with them, for every token that is verified."),
+    Column("kv_bytes_per_token", REAL, "bytes", "Keys and values of one token of context in the target's layers."),
+    Column("kv_operations_per_token", REAL, "1",
+        "Multiplications and additions of attention, for every token that is verified and token of its context."),
+    _optional("kv_window_tokens", INTEGER, "tokens", "How far windowed layers look back; null where there are none."),
+    Column("kv_windowed_share", REAL, "fraction", "Share of the target's layers that look back a window only."),
+    Column("draft_weight_bytes", REAL, "bytes",
+        "Weights that everything but the verification reads: draft models, heads, the target's output matrix where it "
+        "is used again. A weight that several forwards read counts as often."),
+    Column("draft_operations", REAL, "1", "Multiplications and additions with them, over all rows."),
+    Column("draft_forwards", REAL, "forwards", "Forwards of whole models outside of the verification."),
+    Column("draft_kv_bytes_per_token", REAL, "bytes",
+        "Keys and values of draft models for a token of a row's context, over all their forwards of a step."),
+    Column("draft_launches", REAL, "operations",
+        "Operations that torch was asked for in the phase when run eagerly, views not counted; likewise below."),
+    Column("verify_launches", REAL, "operations", "As above."),
+    Column("accept_launches", REAL, "operations", "As above."),
+    Column("update_launches", REAL, "operations", "As above."),
+    Column("verify_ceiling", TEXT, "", "`ceilings.ceiling_id` of the matrices of the target's forward."),
+    _optional("draft_ceiling", TEXT, "",
+        "The same of what is multiplied outside of it; null where nothing is."),
+)
+
 STUDIES: tuple[Column, ...] = (
     Column("kind", TEXT, "", "`trace`, `latency` or `score`: what was to be made beside the trials of an experiment."),
     Column("subject", TEXT, "", "Of what: the models, and what they were to be asked on."),
@@ -389,6 +490,8 @@ TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType(
         "latencies": LATENCIES,
         "traces": TRACES,
         "designs": DESIGNS,
+        "ceilings": CEILINGS,
+        "limits": LIMITS,
         "studies": STUDIES,
     }
 )
@@ -504,6 +607,8 @@ def markdown() -> str:
         "traces": "one row per target, draft and prompt; of `specbench trace`",
         "studies": "one row per trace, forward times or score that an experiment's run could not make at first",
         "designs": "one row per shape; of `specbench design`",
+        "ceilings": "one row per device and set of matrices: what it does in a second at best",
+        "limits": "one row per cell and arm: what a step has to move, compute and launch",
     }
     for table, columns in TABLES.items():
         lines = [

@@ -145,10 +145,12 @@ class Store:
         """
         sums = [(column, "sum") for column in columns]
         names = ["batch_id", *columns, "steps"]
+        empty = arrow_schema("steps").empty_table().select(names[:-1])
 
         def summed(part: Path) -> pa.Table:
-            # The steps of a batch lie in one part, so its sum is whole.
-            groups = _read_part(part, ["batch_id", *columns]).group_by("batch_id")
+            # A part may be older than some column. The steps of a batch lie in one part, so its sum is whole.
+            rows = pa.concat_tables([empty, _read_part(part, names[:-1])], promote_options="default")
+            groups = rows.group_by("batch_id")
             return groups.aggregate([*sums, ([], "count_all")]).rename_columns(names)
 
         tables = self._read_parts("steps", summed)

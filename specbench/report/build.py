@@ -115,7 +115,7 @@ def _write_tables(frames: Frames, folder: Path) -> None:
         "composed_arms.csv": frames.composed_arms,
         "left_out.csv": frames.left_out, "models.csv": frames.models, "forwards.csv": frames.forwards,
         "forward_slopes.csv": frames.forward_slopes, "skill.csv": frames.skill,
-        "correlations.csv": frames.correlations,
+        "correlations.csv": frames.correlations, "telemetry.csv": frames.telemetry,
     }  # fmt: skip
     texts |= {name: tables.csv(frame) for name, frame in some.items() if len(frame)}
     for name, text in texts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from specbench.analysis import stability
+from specbench.report import limits, telemetry
 from specbench.report.cells import BASELINE, Results, missing_blocks
 from specbench.report.metrics import LOOPING, Frames
 from specbench.report.words import counted, named_some
@@ -26,7 +27,9 @@ def warnings(results: Results, frames: Frames) -> list[str]:
         *_mixed_capture(summary),
         *_half_empty(summary),
         *_slow_phase_pass(summary),
+        *limits.warnings(summary),
         *_unstable(results),
+        *_unwatched(results),
         *_one_process(results),
         *_of_the_runs(results),
     ]
@@ -176,6 +179,13 @@ def _unstable(results: Results) -> list[str]:
     for caution in found:
         by_kind.setdefault(caution.kind, []).append(caution)
     return [_together(alike) for alike in by_kind.values()]
+
+
+def _unwatched(results: Results) -> list[str]:
+    reason = telemetry.not_asked(results)
+    if reason is None:
+        return []
+    return [f"The GPU was not asked what it did ({reason}): throttling or other programs on it would not show here."]
 
 
 def _together(alike: list[stability.Caution]) -> str:

@@ -35,7 +35,9 @@ REQUEST_COLUMNS = (
     "ttft_s", "decode_s", "row_done_s", "temperature", "rule", "lossless", "seed", "max_new_tokens", "latency_mode",
     "draft_latency_ms", "simulated_acceptance", "repeat_ngram_share", "target_sha", "prompts_sha", "status", "reason",
     "verdict", "order_in_block", "load_average", "cpu_wait_share", "cpu_steal_share", "major_faults", "gpu_clock_mhz",
-    "gpu_throttle", "gpu_alloc_retries",
+    "gpu_throttle", "gpu_alloc_retries", "gpu_clock_mean_mhz", "gpu_memory_clock_mhz", "gpu_energy_j", "gpu_power_w",
+    "gpu_utilisation", "gpu_temperature_c", "gpu_throttled_share", "gpu_throttled_by", "gpu_memory_bytes",
+    "gpu_other_processes", "telemetry_looks", "telemetry_busy_s",
 )  # fmt: skip
 """What a report reads of `requests`: all but the texts and what names a trial."""
 
@@ -43,7 +45,7 @@ TABLES = ("requests", "traces", "latencies", "scores")
 """What may lie in a folder of results; any one of them can be reported on."""
 
 _TIMES = tuple(f"{phase}_s" for phase in (*PHASES, "step"))
-_SUMMED = (*_TIMES, "syncs", "rows_active", "emitted_tokens")
+_SUMMED = (*_TIMES, "launch_s", "syncs", "rows_active", "emitted_tokens")
 _ORDER = ("target", "dtype", "device", "temperature", "max_new_tokens", "batch_size")
 _WORDS = {
     "target": "{}", "dataset": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
@@ -87,6 +89,16 @@ class Results:
     def scores(self) -> pd.DataFrame:
         """What models score on data sets; empty where none were scored."""
         return self._table("scores")
+
+    @cached_property
+    def limits(self) -> pd.DataFrame:
+        """What a step of each arm has to move, compute and launch; empty where nothing was counted."""
+        return self._table("limits")
+
+    @cached_property
+    def ceilings(self) -> pd.DataFrame:
+        """What the machine does in a second at best, one row for each set of matrices."""
+        return self._table("ceilings")
 
     def _table(self, name: str) -> pd.DataFrame:
         store = Store(self.folder)

@@ -36,10 +36,13 @@ from specbench.report.cells import BASELINE, PLACE, TWIN, Results, full_batches,
 from specbench.report.composed_arms import composed_arms
 from specbench.report.decisions import Decision, change_frame, decisions, forecast_frame
 from specbench.report.latency_axis import composed_points, latency_axis
+from specbench.report.limits import COLUMNS as LIMIT_COLUMNS
+from specbench.report.limits import Limits
 from specbench.report.phases import phase_times
 from specbench.report.published import beside
 from specbench.report.resolution import resolution
 from specbench.report.rules import rules
+from specbench.report.telemetry import telemetry
 
 __all__ = ["BASELINE", "TWIN", "Frames", "Results", "frames", "load", "summary"]
 
@@ -62,6 +65,7 @@ class Frames:
     along: pd.DataFrame
     costs: pd.DataFrame
     loops: pd.DataFrame
+    telemetry: pd.DataFrame
     beams: pd.DataFrame
     rules: pd.DataFrame
     published: pd.DataFrame
@@ -99,6 +103,7 @@ def frames(results: Results) -> Frames:
         along=along.axes(results, overview),
         costs=costs(overview),
         loops=loops(results),
+        telemetry=telemetry(results),
         beams=beams(results, overview),
         rules=rules(results, overview),
         published=beside(results),
@@ -176,7 +181,7 @@ SUMMARY = (
     "output_tokens", "repeat_ngram_share", "looping", "speedup_core", "low", "high", "units", "baseline_tokens",
     "method_tokens", "speedup_e2e", "resolution", "noise_floor", "speedup", "fastest_autoregressive",
     "full_batch_speedup", "full_batch_low", "full_batch_high", *(f"{phase}_ms" for phase in PHASES), "syncs_per_step",
-    "phase_pass_slowdown",
+    "phase_pass_slowdown", *LIMIT_COLUMNS,
 )  # fmt: skip
 """Columns of `summary`; there are no rows where a folder holds traces, latencies or scores alone."""
 
@@ -189,7 +194,7 @@ def summary(results: Results) -> pd.DataFrame:
     """
     fastest = _fastest_autoregressive(results)
     timed = phase_times(results).set_index(["title", "arm"])
-    slowdowns = _phase_pass_slowdowns(results)
+    slowdowns, limits = _phase_pass_slowdowns(results), Limits(results)
     rows = []
     for title, cell in results.headline.items():
         full = results.timed[title]
@@ -204,6 +209,7 @@ def summary(results: Results) -> pd.DataFrame:
             row |= _full_batch(full[arm], core, row) | _phase_columns(timed, title, str(arm))
             row["phase_pass_slowdown"] = slowdowns.get((title, arm))
             cell_rows.append(row)
+        limits.add(cell_rows, full, timed)
         rows += sorted(cell_rows, key=_fast_first)
     return pd.DataFrame(rows, columns=SUMMARY)
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from specbench.report import phases, telemetry
 from specbench.report.cells import Results
 from specbench.report.findings import Answer, answers, findings
+from specbench.report.limits import COLUMNS as LIMIT_COLUMNS
 from specbench.report.metrics import LOOPING, Frames
 from specbench.report.plots import FIGURES, Drawing, look_of, mark
 from specbench.report.tables import COLUMNS, MORE_COLUMNS, Shown, as_html, plain_html
@@ -43,6 +45,7 @@ def page(results: Results, frames: Frames, images: Images, warnings: Sequence[st
         _warning_box(warnings),
         *_overview(frames, marks),
         *(_figure(name, FIGURES[name], (svg, _numbers(name, frames, marks))) for name, svg in images.items()),
+        *_telemetry(frames),
         *_models(frames),
         *_composed_arms(frames),
         *_left_out(frames),
@@ -103,6 +106,7 @@ def _contents(images: Images, frames: Frames) -> str:
     has_runs = len(frames.summary) > 0
     places = {"summary": "Summary"} | ({"numbers": "Numbers"} if has_runs else {})
     places |= {name: FIGURES[name].heading for name in images}
+    places |= {"telemetry": "What the GPU did"} if len(frames.telemetry) else {}
     places |= {"models": "Models"} if len(frames.models) else {}
     places |= {"composed-arms": "Arms that were not run"} if len(frames.composed_arms) else {}
     places |= {"left-out": "Not composed"} if len(frames.left_out) else {}
@@ -132,6 +136,14 @@ def _overview(frames: Frames, marks: Mapping[str, str]) -> Iterator[str]:
     yield as_html(frames.summary, COLUMNS, marks)
     yield f"<details><summary>More columns</summary>{as_html(frames.summary, MORE_COLUMNS, marks)}</details>"
     yield _legend()
+
+
+def _telemetry(frames: Frames) -> Iterator[str]:
+    if frames.telemetry.empty:
+        return
+    yield '<h2 id="telemetry">What the GPU did</h2>'
+    yield f'<p class="note">{html.escape(telemetry.READING)} The same is in tables/telemetry.csv.</p>'
+    yield plain_html(frames.telemetry)
 
 
 def _models(frames: Frames) -> Iterator[str]:
@@ -191,7 +203,8 @@ def _numbers(name: str, frames: Frames, marks: Mapping[str, str]) -> str:
     """The numbers of a figure, folded away; those of the first one stand above it already."""
     frame = {
         "alpha_against_latency": frames.costs[frames.costs["alpha"].notna()],
-        "step_time": frames.phases,
+        "step_time": phases.shown(frames.phases),
+        "limits": frames.summary[["title", "arm", "step_s", *LIMIT_COLUMNS]].dropna(subset="step_of_limit"),
         "acceptance": frames.positions,
         "accepted_lengths": frames.lengths,
         "published": frames.published,

@@ -10,6 +10,7 @@ import pandas as pd
 from specbench.analysis.selection import choose
 from specbench.records.schema import PHASES
 from specbench.report.cells import BASELINE, TWIN, Results
+from specbench.report.limits import reached
 from specbench.report.metrics import Frames
 from specbench.report.resolution import NO_INTERVAL, NOT_RESOLVED, RESOLVED
 from specbench.report.words import Row, batches, milliseconds, ordinal, share, times
@@ -45,6 +46,7 @@ def why(frames: Frames, ranked: list[Row]) -> Iterator[str]:
     """
     best, losers = ranked[0], [row for row in ranked[1:] if _is_slower(row) and _runs_as_it_is(row)]
     yield from (_reason(frames, best), _positions(frames, best), _idle(best))
+    yield from _reached(frames, best)
     yield from (_loss(frames, row) for row in losers[-MOST_ARMS:])
 
 
@@ -91,6 +93,12 @@ def _positions(frames: Frames, row: Row) -> str:
         return f"{opening}."
     position = ordinal(int(last["position"]))
     return f"{opening}, the {position} in {share(last['alpha'])} of those that accepted all before it."
+
+
+def _reached(frames: Frames, best: Row) -> Iterator[str]:
+    """How much of the machine's limit the baseline and the best arm reach."""
+    cell = frames.summary[frames.summary["title"] == best["title"]]
+    yield from (reached(row) for row in cell[cell["arm"].isin([BASELINE, best["arm"]])].to_dict("records"))
 
 
 def _idle(row: Row) -> str:

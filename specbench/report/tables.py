@@ -125,6 +125,8 @@ COLUMNS: tuple[Shown, ...] = (
     Shown("accepted", "acceptance rate: accepted over drafted tokens along one path",
           **_plain("acceptance_rate", percent)),
     Shown("step ms", "mean milliseconds of a decode step", **_ms("step_s")),
+    Shown("of limit", "the least time that this machine allows for such a step, over the step's",
+          **_plain("step_of_limit", percent)),
     Shown("TTFT ms", "mean milliseconds to the first token", **_ms("ttft_s")),
     Shown("text", "against the target's own text", output_text, output_text),
     Shown("status", "failed requests by reason", **_plain("status", str)),
@@ -147,6 +149,12 @@ MORE_COLUMNS: tuple[Shown, ...] = (
     Shown("uncut tok/step", "block efficiency with the last step of each row whole",
           **_plain("block_efficiency_uncut", number)),
     Shown("nodes/step", "draft nodes verified per step", **_plain("nodes_per_step", number)),
+    Shown("limit ms", "least milliseconds that this machine allows for such a step: weights, keys and values, products",
+          **_plain("step_limit_ms", significant)),
+    Shown("draft limit ms", "the same of the draft alone", **_plain("draft_limit_ms", significant)),
+    Shown("verify limit ms", "the same of the target's forward alone", **_plain("verify_limit_ms", significant)),
+    Shown("verify of limit", "that limit over the time of the target's forward, from the phase pass",
+          **_plain("verify_of_limit", percent)),
     Shown("syncs/step", "times the host waited for the device per step", **_plain("syncs_per_step", number)),
     Shown("asked ms", "draft latency that was asked for", **_plain("draft_latency_ms", significant)),
     Shown("baseline tok", "decode tokens of the baseline in the speed-up",
@@ -182,7 +190,7 @@ def terminal(summary: pd.DataFrame, width: int = 120) -> list[Table]:
     """One rich table per cell; a narrow terminal is spared the columns that the page has as well."""
     shown = _needed(COLUMNS, summary)
     if width < _ROOMY:
-        shown = tuple(column for column in shown if column.heading not in {"accepted", "TTFT ms"})
+        shown = tuple(column for column in shown if column.heading not in {"accepted", "of limit", "TTFT ms"})
     tables = []
     for title, cell in summary.groupby("title", sort=False):
         table = titled(str(title))
@@ -215,8 +223,11 @@ def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str
 
 
 def _needed(columns: tuple[Shown, ...], summary: pd.DataFrame) -> tuple[Shown, ...]:
-    """The columns without the status, if nothing failed."""
-    return tuple(column for column in columns if column.heading != "status" or (summary["status"] != "ok").any())
+    """The columns without the status, if nothing failed, and without limits, if none is known."""
+    unneeded = set() if (summary["status"] != "ok").any() else {"status"}
+    if summary["step_of_limit"].isna().all():
+        unneeded |= {column.heading for column in columns if "limit" in column.heading}
+    return tuple(column for column in columns if column.heading not in unneeded)
 
 
 def _line(cells: Any) -> str:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from specbench.errors import TrainingError
-from specbench.models.loader import Placement, attention_of, load_module
+from specbench.models.loader import Placement, implementation_of, load_module
 from specbench.models.source import Source, check_same_token_map
 from specbench.train.data import Corpus, Windows, encode, train_tokenizer
 from specbench.train.files import write_json
@@ -120,7 +120,7 @@ class Beginning:
 
 def _pruned(source: Source, recipe: Recipe, shop: Workshop, ids: np.ndarray) -> Beginning:
     schedule = recipe.schedule
-    whole = load_module(source, Placement(shop.device, torch.float32, None), attention_of(source, None))
+    whole = load_module(source, Placement(shop.device, torch.float32, None), implementation_of(source, None))
     windows = Windows(ids, schedule.length, schedule.batch_size, schedule.seed)
     text = (windows.batch(step)[:, :-1] for step in range(CALIBRATION_BATCHES))
     found = prune(whole, recipe.shape, text, recipe.layers_by)

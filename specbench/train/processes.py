@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from specbench.models.ranks import join
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -32,8 +34,7 @@ class Processes:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
             return Processes.alone()
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        join(device_type)
         return Processes(dist.get_rank(), world)
 
     @property

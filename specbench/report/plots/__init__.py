@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from specbench.report.forwards import EQUAL
 from specbench.report.metrics import Frames
 from specbench.report.metrics import series as series_of
-from specbench.report.plots import beside, drafts, forwards, rules, skill, speed, steps, theory, trees
+from specbench.report.plots import beside, drafts, forwards, limits, rules, skill, speed, steps, theory, trees
 from specbench.report.plots.style import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
 from specbench.report.tables import percent
 from specbench.report.words import text_notes
@@ -319,10 +319,21 @@ FIGURES: Mapping[str, Drawing] = {
         "Where a step's time goes",
         "Time of a decode step by phase",
         "The longer a part, the more of a step it takes; at the right the step's wall time and the tokens that it "
-        "emits per row. Host is the wall time that no phase accounts for.",
+        "emits per row. Host and other is the wall time that no phase accounts for.",
         _PHASE,
         "tables/step_time.csv",
         steps.step_time,
+    ),
+    "limits": Drawing(
+        "How near the limit",
+        "Each step beside the least time that this machine allows for it",
+        "The frame is the measured step, and what is filled the time that its weights, keys, values and products take "
+        "at the best pace of this machine; at the right the filled share. What is empty is overhead: launches, "
+        "the host, masks, norms, accepting. A method can only move the filled part, so compare methods where little is "
+        "empty.",
+        "requests.parquet, headline pass; limits.parquet, ceilings.parquet",
+        "tables/summary.csv",
+        limits.limits,
     ),
     "acceptance": Drawing(
         "Acceptance by position",

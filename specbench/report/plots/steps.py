@@ -17,6 +17,7 @@ from specbench.analysis.closed_forms import expected_tokens
 from specbench.records.schema import PHASES
 from specbench.report.cells import TWIN
 from specbench.report.metrics import Frames
+from specbench.report.phases import NAMES
 from specbench.report.plots.panels import (
     edge_labels,
     name_arms,
@@ -66,7 +67,8 @@ def step_time(frames: Frames, style: Look) -> Sketch | None:
         _bar_totals(axes, cell, style)
     name_arms(found, frames.summary, arms)
     edge_labels([*found.values()], "ms per decode step")
-    return Sketch(figure, [Patch(color=colour, label=phase) for phase, colour in PHASE_COLOURS.items()])
+    handles = [Patch(color=colour, label=NAMES.get(phase, phase)) for phase, colour in PHASE_COLOURS.items()]
+    return Sketch(figure, handles)
 
 
 def _bar_totals(axes: Axes, cell: pd.DataFrame, style: Look) -> None:

@@ -8,12 +8,16 @@ import pytest
 from specbench.analysis.roofline import (
     DenseModel,
     Hardware,
+    Load,
     attainable_s,
     attainable_target_efficiency,
     context_threshold,
     forward_work,
+    hardware_of,
     model_of,
     over_memory_roof,
+    products_s,
+    step_limit,
 )
 
 LLAMA_2_7B = DenseModel(
@@ -127,3 +131,75 @@ def test_a_forward_without_a_time_or_a_width_has_no_roof():
     rows.loc[2, "feed_forward"] = None
     assert over_memory_roof(rows).isna().tolist() == [False, True, True]
     assert over_memory_roof(measured(None, None, None)).isna().all()
+
+
+# --- steps that were counted
+
+H200 = {"device": "NVIDIA H200", "read_bytes_per_s": 3.9e12, "copy_bytes_per_s": 4.3e12, "operations_per_s": 790e12}
+COUNTED = {
+    "batch_size": 1,
+    "verify_weight_bytes": 2.0 * LLAMA_2_7B.multiplied,
+    "verify_operations_per_token": 2.0 * LLAMA_2_7B.multiplied,
+    "kv_bytes_per_token": 524_288.0,
+    "kv_operations_per_token": 4.0 * 32 * 4096,
+    "kv_window_tokens": None,
+    "kv_windowed_share": 0.0,
+    "draft_weight_bytes": 0.0,
+    "draft_operations": 0.0,
+    "draft_kv_bytes_per_token": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "nodes", "milliseconds"),
+    [
+        pytest.param(1, 0, 3.1359, id="13.214 GB of weights and 512 tokens of 512 KiB at 4.3 TB/s"),
+        pytest.param(1, 4, 3.1359, id="verifying five tokens waits for the same bytes"),
+        pytest.param(4, 0, 3.3237, id="four rows share the weights, and none the keys"),
+        pytest.param(64, 15, 17.1280 + 3.9953, id="1,024 tokens wait for operations, and for keys"),
+    ],
+)
+def test_the_limit_of_a_verification_is_that_of_its_bytes_or_operations(rows, nodes, milliseconds):
+    limit = step_limit(COUNTED, Load(rows, nodes, 512), hardware_of(H200), None)
+    # The last: 2 x 6.607e9 x 1,024 operations at 790e12 a second, and 64 x 512 x 524,288 bytes at 4.3e12.
+    assert limit.step_s == pytest.approx(milliseconds * 1e-3, rel=1e-3)
+    assert limit.draft_s == 0
+
+
+def test_it_is_the_forward_of_the_same_model_as_its_numbers_tell_it():
+    for load in (Load(1, 0, 2048), Load(8, 4, 100), Load(64, 15, 512)):
+        work = forward_work(
+            LLAMA_2_7B, batch_size=load.rows, query_tokens=1 + load.nodes, context_tokens=load.context_tokens
+        )
+        assert step_limit(COUNTED, load, A100, None).verify_s == pytest.approx(attainable_s(work, A100))
+
+
+def test_layers_that_look_back_a_window_read_no_more_than_that():
+    windowed = COUNTED | {"kv_window_tokens": 256, "kv_windowed_share": 0.75}
+    whole, near = (step_limit(row, Load(1, 0, 1024), A100, None).verify_s for row in (COUNTED, windowed))
+    # Of 32 layers 24 read 256 tokens in place of 1024.
+    assert whole - near == pytest.approx(0.75 * 768 * 524_288 / 2e12)
+    assert step_limit(windowed, Load(1, 0, 200), A100, None) == step_limit(COUNTED, Load(1, 0, 200), A100, None)
+
+
+def test_a_draft_adds_its_weights_as_often_as_they_are_read_and_its_keys():
+    drafting = COUNTED | {
+        "batch_size": 4,
+        "draft_weight_bytes": 4 * 87e6,
+        "draft_operations": 4 * 4 * 87e6,
+        "draft_kv_bytes_per_token": 4 * 6144,
+    }
+    limit = step_limit(drafting, Load(3, 4, 1000), A100, A100)
+    assert limit.draft_s == pytest.approx((4 * 87e6 + 4 * 6144 * 3 * 1000) / 2e12)
+    assert limit.step_s == pytest.approx(limit.draft_s + limit.verify_s)
+
+
+def test_a_gpu_is_judged_by_the_faster_of_reading_and_copying_and_a_cpu_by_reading():
+    assert hardware_of(H200).bytes_per_s == 4.3e12
+    assert hardware_of(H200 | {"read_bytes_per_s": 4.5e12}).bytes_per_s == 4.5e12
+    assert hardware_of(H200 | {"device": "cpu AMD EPYC"}).bytes_per_s == 3.9e12
+
+
+def test_products_between_measured_numbers_of_rows_are_interpolated_and_beyond_them_unknown():
+    ceiling = {"product_rows": [1, 2, 4, 8, 16, 32], "products_s": [1.0, 2.0, 3.0, 4.0, 8.0, 16.0]}
+    assert [products_s(ceiling, rows) for rows in (1, 3, 12, 32, 33)] == [1.0, 2.5, 6.0, 16.0, None]

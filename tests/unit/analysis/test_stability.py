@@ -42,7 +42,7 @@ def kinds(frame):
 def test_a_calm_run_has_no_caution(run):
     calm = run(
         load_average=1.0, cpu_wait_share=0.0, cpu_steal_share=0.0, major_faults=0, gpu_clock_mhz=1980, gpu_throttle="",
-        gpu_alloc_retries=0,
+        gpu_alloc_retries=0, gpu_throttled_by="", gpu_throttled_share=0.0, gpu_other_processes=0,
     )  # fmt: skip
     assert cautions(calm) == []
 
@@ -105,6 +105,13 @@ def test_a_partial_batch_counts_for_nothing(run):
         ({"cpu_wait_share": 0.0, "cpu_steal_share": 0.05}, "busy machine", "hypervisor took 5.0 %"),
         ({"load_average": 4.0}, "busy machine", "load average 4.0 for 1 threads"),
         ({"gpu_throttle": "thermal,power cap"}, "throttled", "in 48 of 48 batches (power cap, thermal)"),
+        (
+            {"gpu_throttled_by": "power cap", "gpu_throttled_share": 0.25, "gpu_throttle": ""},
+            "throttled",
+            "in 48 of 48 batches (power cap), for up to 25.0 % of a batch",
+        ),
+        ({"gpu_other_processes": 1}, "shared GPU", "another program computed on the GPU, in 48 of 48 batches"),
+        ({"gpu_other_processes": [0] * 24 + [3] * 24}, "shared GPU", "up to 3 other programs"),
         ({"gpu_clock_mhz": [1980.0] * 24 + [1500.0] * 24}, "clock moved", "between 1500 and 1980 MHz"),
         ({"major_faults": 400}, "short of memory", "400 pages a batch"),
         ({"gpu_alloc_retries": 1}, "short of memory", "ran full 48 times"),
@@ -114,6 +121,10 @@ def test_what_the_machine_did_is_told(run, columns, kind, words):
     (found,) = cautions(run(**columns))
     assert found.kind == kind
     assert words in found.seen
+
+
+def test_a_clock_held_down_for_less_than_a_hundredth_of_a_batch_is_no_throttling(run):
+    assert cautions(run(gpu_throttled_by="power cap", gpu_throttled_share=0.005, gpu_throttle="")) == []
 
 
 def test_a_load_that_took_no_time_from_us_is_none_of_our_business(run):

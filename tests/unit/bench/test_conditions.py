@@ -2,13 +2,17 @@
 
 import sys
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from specbench.bench import conditions
-from specbench.bench.conditions import Conditions, Observer, throttle_words
+from specbench.bench.conditions import Conditions, Observer, watched_devices
+from specbench.models.loader import Placement
+from specbench.records.schema import REQUESTS
+from tests.unit.bench.nvml import FakeGpu, FakeNvml
 
 
 def observed(work=lambda: None):
@@ -49,35 +53,6 @@ def test_the_hypervisors_share_is_of_all_ticks(monkeypatch, tmp_path):
     assert conditions._cpu_times() == (35, 1000)
 
 
-def test_masks_are_those_of_nvml():
-    """The bits as NVIDIA's own binding names them."""
-    nvml = pytest.importorskip("pynvml")
-    assert throttle_words(nvml.nvmlClocksEventReasonSwPowerCap) == "power cap"
-    assert throttle_words(nvml.nvmlClocksEventReasonSwThermalSlowdown) == "thermal"
-    assert throttle_words(nvml.nvmlClocksEventReasonHwSlowdown | nvml.nvmlClocksEventReasonHwThermalSlowdown) == (
-        "hardware slowdown,hardware thermal"
-    )
-    assert throttle_words(nvml.nvmlClocksEventReasonHwPowerBrakeSlowdown) == "power brake"
-    assert throttle_words(nvml.nvmlClocksEventReasonSyncBoost) == "sync boost"
-
-
-def test_an_idle_gpu_and_a_clock_that_the_user_set_are_not_throttled():
-    nvml = pytest.importorskip("pynvml")
-    assert throttle_words(nvml.nvmlClocksEventReasonGpuIdle) == ""
-    assert throttle_words(nvml.nvmlClocksEventReasonApplicationsClocksSetting) == ""
-
-
-# A binding with one GPU, whose clock is held down by heat.
-FAKE_NVML = SimpleNamespace(
-    NVMLError=type("NVMLError", (Exception,), {}),
-    NVML_CLOCK_SM=1,
-    nvmlInit=lambda: None,
-    nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
-    nvmlDeviceGetClockInfo=lambda handle, clock: 1200,
-    nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0x20,
-)
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
@@ -85,17 +60,59 @@ def gpu(monkeypatch):
     return torch.device("cuda")
 
 
+def looked_at(gpu, **settings):
+    with Observer(gpu, **settings) as observer:
+        observer.start()
+        return observer.stop(), observer.telemetry
+
+
 def test_a_gpu_tells_its_clock_and_why_it_is_held_down(monkeypatch, gpu):
-    monkeypatch.setitem(sys.modules, "pynvml", FAKE_NVML)
-    observer = Observer(gpu)
-    observer.start()
-    found = observer.stop()
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(FakeGpu(sm_mhz=1200, mask=0x20)))
+    found, telemetry = looked_at(gpu)
     assert (found.gpu_clock_mhz, found.gpu_throttle, found.gpu_alloc_retries) == (1200, "thermal", 0)
+    assert (found.telemetry_looks, telemetry) == (1, "on")
+    assert found.load_average is not None or not sys.platform.startswith("linux")
 
 
 def test_without_nvml_a_gpu_still_tells_of_its_memory(monkeypatch, gpu):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    observer = Observer(gpu)
-    observer.start()
-    found = observer.stop()
+    found, telemetry = looked_at(gpu)
     assert (found.gpu_clock_mhz, found.gpu_throttle, found.gpu_alloc_retries) == (None, None, 0)
+    assert telemetry == "the package nvidia-ml-py is not installed"
+
+
+def test_telemetry_that_is_off_asks_nothing(monkeypatch, gpu):
+    binding = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", binding)
+    found, telemetry = looked_at(gpu, telemetry=False)
+    assert binding.asked == []
+    assert (found.telemetry_looks, telemetry) == (None, "off: measure.telemetry is false")
+
+
+def test_a_cpu_is_not_asked_for_its_clock():
+    assert looked_at(torch.device("cpu"))[1] == "no GPU"
+
+
+@pytest.mark.parametrize(
+    ("device", "parallel", "expected"),
+    [
+        ("cpu", "none", ["cpu"]),
+        ("cpu", "tensor", ["cpu"]),
+        ("cuda:1", "none", ["cuda:1"]),
+        ("cuda:0", "device_map", ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cuda:0", "tensor", ["cuda:0", "cuda:1"]),
+    ],
+)
+def test_a_model_that_is_spread_is_watched_on_every_gpu_that_holds_a_part(monkeypatch, device, parallel, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    where = Placement(torch.device(device), torch.float32, None, parallel)
+    assert [str(found) for found in watched_devices(where)] == expected
+    monkeypatch.setenv("RANK", "1")
+    assert watched_devices(where) == []
+
+
+def test_every_condition_is_a_column_that_may_be_null():
+    columns = {column.name: column.nullable for column in REQUESTS}
+    assert all(columns[field.name] for field in fields(Conditions))

@@ -3,9 +3,14 @@
 import hashlib
 import json
 
+import pynvml
 import pytest
+import torch
 
 from specbench.bench import doctor
+from specbench.bench.ceilings import Ceiling
+from specbench.bench.telemetry import Gpu
+from tests.unit.bench.nvml import FakeGpu, FakeNvml
 from tests.unit.models import tiny
 
 
@@ -68,3 +73,51 @@ def test_every_question_is_answered(monkeypatch):
     monkeypatch.setattr(doctor, "_asked_hub", lambda: "")
     subjects = {finding.subject for finding in doctor.examine()}
     assert {"python", "torch", "methods", "prompts", "precision", "CPU", "load", "memory", "disk", "hub"} <= subjects
+    assert {"telemetry", "pace"} <= subjects
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
+
+
+def telemetry_of(monkeypatch, **refuses):
+    binding = FakeNvml(refuses=refuses)
+    monkeypatch.setattr(doctor, "gpus_of", lambda devices: ([Gpu(binding, FakeGpu()) for _ in devices], ""))
+    return doctor._telemetry()
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_gpu_that_tells_all_is_ok_and_what_it_does_not_tell_is_named_in_one_line(monkeypatch):
+    assert telemetry_of(monkeypatch).level == "ok"
+    error = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    partly = telemetry_of(monkeypatch, nvmlDeviceGetUtilizationRates=error)
+    assert (partly.level, "but not on utilisation" in partly.words) == ("note", True)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_driver_out_of_reach_is_a_note_with_the_reason(monkeypatch):
+    monkeypatch.setattr(doctor, "gpus_of", lambda devices: ([], "the driver is not loaded"))
+    found = doctor._telemetry()
+    assert (found.level, "the driver is not loaded" in found.words) == ("note", True)
+
+
+def test_without_a_gpu_telemetry_is_a_note(monkeypatch):
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    assert doctor._telemetry().level == "note"
+
+
+def test_the_pace_of_the_machine_is_told_with_its_units(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = []
+
+    def measure(device, dtype):
+        asked.append((device.type, dtype))
+        return Ceiling((1,), [0.1], 11.07e9, 21.6e9, 100.2e9, 2.18e-6, None)
+
+    finding = doctor._pace(measure)
+    assert asked == [("cpu", torch.float32)]
+    assert finding.level == "ok"
+    assert "read at 11 GB/s, a copy moves 22 GB/s, products do 100 GFLOP/s" in finding.words
+    assert "in 2.2 us (float32, 1 threads; a rough try)" in finding.words

@@ -305,7 +305,7 @@ def test_models_of_random_weights_and_the_familys_really_run(family, tmp_path):
     assert trained["parameters"] == locate("pico", family).parameters
     assert random["weight_bytes"] == 4 * random["parameters"]
     assert (random["feed_forward"], random["kv_heads"], random["dtype"], random["attention"]) == (
-        64, 2, "float32", "sdpa",
+        64, 2, "float32", "grouped",
     )  # fmt: skip
 
 

@@ -75,6 +75,7 @@ def test_steps_are_those_of_the_phase_pass_and_add_up(finished):
     assert steps["emitted_tokens"].sum() == (phase["output_tokens"] - 1).sum()
     parts = steps[["draft_s", "verify_s", "accept_s", "update_s", "host_s"]].sum(axis=1)
     assert (parts - steps["step_s"]).abs().max() < 1e-9
+    assert steps["launch_s"].between(0, steps["step_s"], inclusive="right").all()
 
 
 def test_the_record_of_the_run_is_whole(finished):
@@ -82,6 +83,7 @@ def test_the_record_of_the_run_is_whole(finished):
     notes = json.loads(row["notes"])
     assert row["status"] == "done"
     assert notes["planned_blocks"] == 12
+    assert notes["telemetry"] == "no GPU"
     for model in ("pico", "pico-wide"):
         assert set(notes["models"][model]) >= {"parameters", "weight_bytes", "weights_sha", "self_test_difference"}
     assert all(len(arms_) == 4 for arms_ in notes["warmup_step_s"].values())
@@ -130,7 +132,7 @@ def failing(fault, breaks_in):
 
 
 def test_an_arm_that_breaks_becomes_rows_and_the_others_stay(folder):
-    kind = failing(ValueError("a broken draft\nwith a second line"), breaks_in=2)  # the first batch warms up
+    kind = failing(ValueError("a broken draft\nwith a second line"), breaks_in=3)  # one warms up, one is counted
     summary = run(folder, ONE_CELL, method_class=with_method("draft_model", kind))
     rows = requests(summary)
     broken = rows[rows["status"] != "ok"]
@@ -146,7 +148,7 @@ def test_an_arm_that_breaks_becomes_rows_and_the_others_stay(folder):
 
 
 def test_a_block_with_a_failure_is_run_again_when_asked_for_and_its_rows_are_replaced(folder):
-    broken = run(folder, ONE_CELL, method_class=with_method("draft_model", failing(ValueError("broken"), breaks_in=2)))
+    broken = run(folder, ONE_CELL, method_class=with_method("draft_model", failing(ValueError("broken"), breaks_in=3)))
     kept = run(folder, ONE_CELL)
     assert (kept.blocks_run, kept.failed) == (0, 1)
     mended = run(folder, ONE_CELL, retry_failed=True)
@@ -165,7 +167,7 @@ def test_what_is_unsupported_is_not_tried_again(folder):
 
 def test_a_retry_forgets_that_memory_was_short(folder):
     text = ONE_CELL.replace("batch_size: 2", "batch_size: [1, 2]").replace("count: 5", "count: 2")
-    kind = failing(torch.cuda.OutOfMemoryError("CUDA out of memory"), breaks_in=2)
+    kind = failing(torch.cuda.OutOfMemoryError("CUDA out of memory"), breaks_in=3)
     run(folder, text, method_class=with_method("draft_model", kind))
     mended = run(folder, text, retry_failed=True)
     assert (mended.blocks_run, mended.failed, mended.skipped) == (2, 0, 0)
@@ -177,6 +179,7 @@ def test_what_the_machine_did_meanwhile_is_stored_with_every_batch(finished):
     assert rows["cpu_wait_share"].between(0, 1).all()
     assert (rows["major_faults"] >= 0).all()
     assert rows["gpu_clock_mhz"].isna().all()
+    assert rows["telemetry_looks"].isna().all()
     assert rows.groupby("batch_id")["cpu_wait_share"].nunique().max() == 1
 
 
@@ -189,7 +192,7 @@ def test_what_is_unstable_is_told_at_the_end(folder):
 
 def test_a_draft_without_memory_is_skipped_at_larger_batches(folder):
     text = ONE_CELL.replace("batch_size: 2", "batch_size: [1, 2]").replace("count: 5", "count: 2")
-    kind = failing(torch.cuda.OutOfMemoryError("CUDA out of memory"), breaks_in=2)
+    kind = failing(torch.cuda.OutOfMemoryError("CUDA out of memory"), breaks_in=3)
     summary = run(folder, text, method_class=with_method("draft_model", kind))
     rows = requests(summary)
     rows = rows[rows["arm"] == "draft_model"]

@@ -5,6 +5,7 @@ import torch
 
 from specbench.decode.cache import KVShape, SlabCache
 from specbench.decode.method import Method
+from specbench.decode.target import Nodes
 from support import decoding, models
 
 T, F = True, False
@@ -12,7 +13,7 @@ T, F = True, False
 
 def _slab(batch: int = 2, slots: int = 12) -> SlabCache:
     cache = SlabCache(KVShape(2, 1, 1), batch, slots, torch.float32, torch.device("cpu"))
-    cache.slab += torch.arange(slots)[:, None, None]
+    cache.slab.add_(torch.arange(slots)[:, None, None])
     cache.slab[:, :, 1] += 100
     return cache
 
@@ -109,6 +110,17 @@ def test_what_an_earlier_batch_left_in_the_slab_is_never_read():
     clean = decoding.ids(decoding.decode(model, decoding.autoregressive(), models.PROMPTS, 24))
     model.cache.slab.normal_(std=50)
     assert decoding.ids(decoding.decode(model, decoding.autoregressive(), models.PROMPTS, 24)) == clean
+
+
+def test_forwards_within_and_without_inference_mode_take_turns_on_one_slab():
+    """What the loop leaves behind serves whoever measures a forward alone."""
+    model = decoding.family("llama")
+    model.allocate(1, 20)
+    one, lengths = torch.tensor([[3]]), torch.tensor([2])
+    with torch.inference_mode():
+        model.prefill(torch.tensor([[1, 2]]), lengths)
+        inside = model.forward(Nodes(one, lengths), 2).logits
+    assert torch.equal(model.forward(Nodes(one, lengths), 2).logits, inside)
 
 
 def test_nothing_ever_reads_the_trash_slot():

@@ -42,7 +42,7 @@ def test_a_loaded_model_says_what_it_is(family):
     plain = tiny.model(seed=1)
     assert loaded.parameters == sum(parameter.numel() for parameter in plain.parameters())
     assert loaded.weight_bytes == 4 * loaded.parameters
-    assert (loaded.attention, loaded.model.vocab_size) == ("sdpa", 320)
+    assert (loaded.attention, loaded.model.vocab_size) == ("grouped", 320)
     assert loaded.self_test.difference <= loaded.self_test.tolerance
 
 

@@ -36,7 +36,7 @@ def step_row():
         return {
             "run_id": "r", "trial_id": "t", "batch_id": "b", "cell": "c", "arm": "d", "method": "draft_model",
             "step": 0, "draft_s": 0.1, "verify_s": 0.1, "accept_s": 0.1, "update_s": 0.1, "host_s": 0.1,
-            "step_s": 0.5, "syncs": 0, "nodes": 2, "rows_active": 1, "emitted_tokens": 3,
+            "step_s": 0.5, "launch_s": 0.4, "syncs": 0, "nodes": 2, "rows_active": 1, "emitted_tokens": 3,
         } | changes  # fmt: skip
 
     return make

@@ -211,3 +211,13 @@ def test_a_run_without_steps_sums_to_nothing(store, request_row):
     store.write_block("a", [request_row()], [])
     shutil.rmtree(store.folder / "steps.parquet")
     assert store.read_step_sums(["step_s"]).empty
+
+
+def test_sums_over_steps_are_null_where_a_part_is_older_than_the_column(store, request_row, step_row):
+    store.write_block("k", [request_row()], [step_row()])
+    (part,) = (store.folder / "steps.parquet").glob("*.parquet")
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns("launch_s"), part)
+    sums = store.read_step_sums(["step_s", "launch_s"])
+    assert (sums["step_s"].iloc[0], sums["steps"].iloc[0]) == (0.5, 1)
+    assert sums["launch_s"].isna().all()

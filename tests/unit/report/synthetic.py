@@ -257,6 +257,7 @@ class _Batch:
                     "method": self.arm.method,
                     "step": step,
                     "step_s": float(step_s[step]),
+                    "launch_s": float(step_s[step] - phases["host_s"][step]),
                     "syncs": 1 if self.arm.method == "prompt_lookup" else 0,
                     "nodes": sum(text["drafted_nodes_per_step"][step] for text in active),
                     "rows_active": len(active),

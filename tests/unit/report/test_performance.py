@@ -123,6 +123,7 @@ class _Batch:
             name: [self.row[name]] * self.count for name in ("run_id", "trial_id", "batch_id", "cell", "arm", "method")
         }
         shares = {"draft_s": 0.3, "verify_s": 0.6, "accept_s": 0.05, "update_s": 0.03, "host_s": 0.02, "step_s": 1.0}
+        shares["launch_s"] = 0.98
         own |= {name: np.full(self.count, share * self.step_s) for name, share in shares.items()}
         own |= {"step": np.arange(self.count), "syncs": np.zeros(self.count), "nodes": self.accepted}
         own |= {"rows_active": np.ones(self.count), "emitted_tokens": self.accepted + 1}
