@@ -12,6 +12,10 @@ class Autoregressive(Method):
         """No nodes at all."""
         return Caps(max_nodes=0, max_depth=0, max_children=0)
 
+    def carries(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
     def draft(self, view: RowView) -> TokenTree:
         """Propose nothing."""
         return TokenTree.empty(view)

@@ -101,6 +101,10 @@ class DraftModel(Method):
             nodes += width
         return Caps(max_nodes=nodes, max_depth=len(tree.branching), max_children=max(tree.branching))
 
+    def carries(self) -> tuple[str, ...] | None:
+        """Nothing beside its cache; a chain that may end early asks the host, and one by schedule remembers more."""
+        return None if self._may_stop else ()
+
     def begin(self, view: RowView, prefill: Prefill) -> None:
         """Read the prompts with the draft model."""
         self._check_context(view)
@@ -123,10 +127,11 @@ class DraftModel(Method):
             self._chain_limit = limit.clamp(1, self.options.gamma)
 
     def _check_context(self, view: RowView) -> None:
-        positions, last = self.model.max_positions, view.tokens.shape[1] - 1
-        if positions is not None and last > positions:
+        positions = self.model.max_positions
+        if positions is not None and view.text_limit > positions:
             raise UnsupportedError(
-                f"the draft {self.model.name} has {positions} positions, and prompts with new tokens take {last}"
+                f"the draft {self.model.name} has {positions} positions, and prompts with new tokens take "
+                f"{view.text_limit}"
             )
 
     def _catch_up(self, view: RowView) -> Tensor:
@@ -157,10 +162,12 @@ class DraftModel(Method):
             if index + 1 == self.options.gamma or (self._may_stop and not view.host.any(going)):
                 break
             logits = self._next_logits(view, token, index)
-        self._drafted = torch.stack(drafted, dim=1).sum(1)
+        is_drafted = torch.stack(drafted, dim=1) if self._may_stop else None
+        if is_drafted is not None:
+            self._drafted = is_drafted.sum(1)
         return TokenTree.chain(
             torch.cat(tokens, dim=1),
-            drafted=torch.stack(drafted, dim=1) if self._may_stop else None,
+            drafted=is_drafted,
             draft_probs=torch.cat(probs, dim=1) if probs else None,
         )
 

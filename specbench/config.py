@@ -371,6 +371,8 @@ class MachineSettings(Settings):
         default="auto", description="Precision of the weights."
     )
     threads: int = Field(default=1, ge=1, description="Threads of the CPU; fixed and recorded.")
+    compile: bool = Field(default=False, description="torch.compile for every phase of a step.")
+    graphs: bool = Field(default=True, description="CUDA graphs for every phase that can be captured; a CPU has none.")
     parallel: Literal["none", "device_map", "tensor"] = Field(
         default="none",
         description="How a target that one GPU cannot hold is spread: device_map, its layers over the GPUs of the "

@@ -520,7 +520,8 @@ def config_hash(arm: Arm, cell: Cell) -> str:
             "target": cell.target.model_dump(mode="json", include={"model"}),
             "prompts": cell.prompts.model_dump(mode="json"),
             "decode": cell.decode.model_dump(mode="json"),
-            "machine": cell.machine.model_dump(mode="json", include={"dtype", "attention"}),
+            "machine": cell.machine.model_dump(mode="json", include={"dtype", "attention"})
+            | cell.machine.model_dump(mode="json", include={"compile", "graphs"}, exclude_defaults=True),
         }
     )
 

@@ -158,6 +158,10 @@ class Medusa(Method):
         children = torch.bincount(self._topology.parents + 1)
         return Caps(max_nodes=len(self._places), max_depth=self._depth, max_children=int(children.max()))
 
+    def carries(self) -> tuple[str, ...]:
+        """The state behind the root's logits."""
+        return ("_state",)
+
     def begin(self, view: RowView, prefill: Prefill) -> None:
         """Start from the prompt's last state."""
         self._state = prefill.hidden[POST_NORM][:, -1]

@@ -101,6 +101,10 @@ class ReDrafter(Method):
             return "rule redrafter_paper chooses among beams, and branching is a static tree"
         return None
 
+    def carries(self) -> tuple[str, ...]:
+        """The state behind the root's logits."""
+        return ("_state",)
+
     def begin(self, view: RowView, prefill: Prefill) -> None:
         """Start from the prompt's last state."""
         self._state = prefill.hidden[POST_NORM][:, -1]
@@ -111,8 +115,9 @@ class ReDrafter(Method):
             return self._static(view, self.options.branching)
         beams = self._search.run(self._drafter, self._state, view.root, with_probs=view.sampler.needs_draft_probs)
         tree = prefix_tree(beams, self.options.nodes)
-        nodes = self.options.nodes or view.host.largest(tree.counts)
-        tokens, parents, rows = tree.packed(min(nodes, tree.kept.shape[1]), *_rows_below(beams))
+        most = tree.kept.shape[1]
+        nodes = min(self.options.nodes or view.host.largest(tree.counts, most), most)
+        tokens, parents, rows = tree.packed(nodes, *_rows_below(beams))
         draft_rows = torch.nn.functional.pad(rows[0], (1, 0)) if rows else None
         return TokenTree(tokens, parents, draft_probs=beams.probs, draft_rows=draft_rows)
 

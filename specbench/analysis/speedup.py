@@ -16,7 +16,7 @@ from specbench.analysis.throughput import batch_table, full_batch_table
 from specbench.errors import ResultsError
 
 COMPARABLE = (
-    "target", "target_sha", "dtype", "device", "threads", "batch_size", "temperature", "max_new_tokens",
+    "target", "target_sha", "dtype", "device", "threads", "execution", "batch_size", "temperature", "max_new_tokens",
     "prompts_sha",
 )  # fmt: skip
 """Columns in which two arms must agree before one is divided by the other."""

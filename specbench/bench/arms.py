@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from specbench.bench.memory import Holdings
 from specbench.bench.pacer import Pacer, pacer
 from specbench.bench.prompts import warm_up_ids
 from specbench.bench.step_work import StepWork, count_step
+from specbench.bench.steps import ReadyStep
 from specbench.bench.timing import (
     BatchTimeoutError,
     HeadlineWatch,
@@ -27,7 +28,7 @@ from specbench.bench.timing import (
 )
 from specbench.decode.acceptance import Rule, rule_for
 from specbench.decode.drafter import Drafter
-from specbench.decode.loop import Requests, generate
+from specbench.decode.loop import Requests, generate, slots_for
 from specbench.decode.method import D, LoadContext, Method
 from specbench.decode.outside import Baseline
 from specbench.decode.target import CachedModel
@@ -149,6 +150,13 @@ class LiveArm(ABC):
         """What every draft call took whose latency is kept, in seconds."""
         return []
 
+    def reserve(self, block: Block) -> None:
+        """Make room in the target's cache for a batch like the block, as far as the arm uses that cache."""
+
+    def preparation(self) -> dict[str, Any]:
+        """What of its step was compiled and captured, for ``runs.notes``; empty where all is as it is."""
+        return {}
+
     def run(self, block: Block, which: Pass) -> Outcome:
         """Measure one batch."""
         return self.failure or self._decode(block.requests, which)
@@ -233,18 +241,40 @@ class CoreArm(LiveArm):
         kind = self._method_class(self.arm.method)
         self._method = kind(self.arm.build(kind.Options))
         self._method.load(context)
-        return self._method.unsupported(self._cell.cell.decode.batch_size, self.rule.name)
+        reason = self._method.unsupported(self._cell.cell.decode.batch_size, self.rule.name)
+        if reason is None:
+            paced = self.arm.draft_latency_ms is not None
+            machine = self._cell.cell.machine
+            self._ready = ReadyStep(self._target, self._method, self._cell.decoding, machine, draft_is_paced=paced)
+        return reason
 
     def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
-        return generate(self._target, self._method, requests, self._cell.decoding, watch, self._draft_pacer)
+        step = self._ready.step
+        return generate(self._target, self._method, requests, step.decoding, watch, self._draft_pacer, step=step)
 
     def warm_up(self, block: Block, passes: int) -> list[float]:
-        """As for every arm; the draft latency is set on the way."""
-        if self.failure is None and self.arm.draft_latency_ms is not None:
-            self._set_latency(_warm_up_requests(block), self.arm.draft_latency_ms * 1e-3)
+        """As for every arm; phases are compiled and captured before, and the draft latency is set."""
+        if self.failure is None:
+            requests = _warm_up_requests(block)
+            self._ready.prepare(lambda: self._decode(requests, "headline"))
+            if self.arm.draft_latency_ms is not None:
+                self._set_latency(requests, self.arm.draft_latency_ms * 1e-3)
         step_s = super().warm_up(block, passes)
         self._forget_latencies()
         return step_s
+
+    def reserve(self, block: Block) -> None:
+        """Done for all arms before one is warmed up: phases are compiled and captured for the cache that they found."""
+        if self.failure is None:
+            slots = slots_for(self._ready.step.caps, block.longest + self._cell.decoding.max_new_tokens)
+            try:
+                self._target.allocate(len(block.prompts), slots)
+            except Exception as error:  # noqa: BLE001  (as in a batch)
+                self.failure = self._failed(error)
+
+    def preparation(self) -> dict[str, Any]:
+        """What became of its phases."""
+        return {} if self.failure is not None else self._ready.notes()
 
     def _set_latency(self, requests: Requests, floor_s: float) -> None:
         """Measure the latency that the draft has by nature, and refuse a bound below it."""

@@ -18,9 +18,10 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from specbench.decode.acceptance import Rule
 from specbench.decode.attention.hook import unhooked
-from specbench.decode.loop import Decoding, Requests
+from specbench.decode.loop import Requests
 from specbench.decode.method import LoadContext, Options
 from specbench.decode.outside import Baseline, row_trace
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import UnsupportedError

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 from specbench.bench.prompts import Prompt, PromptSet, load_prompts
 from specbench.config import DecodeSettings, MachineSettings, RandomModel, SyntheticRule, TypicalRule
 from specbench.decode.acceptance import Rule, Synthetic, Typical, rule_for
-from specbench.decode.loop import Decoding, Requests
+from specbench.decode.loop import Requests
+from specbench.decode.step import Decoding
 from specbench.errors import ConfigError, SpecbenchError
 from specbench.grid import Arm, Cell, Plan, trial_id
 from specbench.models.drafters import DrafterFiles, locate_drafter

@@ -17,7 +17,8 @@ import torch
 from scipy import optimize, stats
 
 from specbench.analysis.verdicts import PositionTest
-from specbench.decode.loop import Decoding, sampler_for
+from specbench.decode.loop import sampler_for
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 
 FALSE_ALARM = 1e-4

@@ -28,8 +28,9 @@ from specbench.bench import machine
 from specbench.bench.prompts import load_prompts
 from specbench.bench.timing import HeadlineWatch, Timeline, no_garbage_collection, seconds_of, timeline
 from specbench.config import MachineSettings, PromptSettings
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
 from specbench.decode.method import D, LoadContext, Method, RowView, TokenTree
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.models.loader import LoadedModel, ModelPool, placement
 from specbench.models.zoo import ZOO

@@ -31,6 +31,7 @@ from specbench.bench.history import close_stale_runs, only_writer
 from specbench.bench.provenance import recorded
 from specbench.bench.timing import Timeline, frozen_objects, no_garbage_collection, seconds_of, timeline
 from specbench.config import MachineSettings, RandomModel
+from specbench.decode.compiled import compiled
 from specbench.decode.target import CachedModel, Nodes, Output
 from specbench.errors import ConfigError, did_you_mean
 from specbench.models.loader import ModelPool, Placement, attention_of, placement
@@ -449,7 +450,7 @@ def _forward(model: CachedModel, point: Point, seed: int) -> Callable[[], Output
     model.allocate(point.batch_size, point.length + _SPARE_SLOTS)
     for slab in model.cache.slabs:
         slab.normal_()
-    run = compiled(model) if point.mode == "compiled" else model.forward
+    run = compiled(model.forward) if point.mode == "compiled" else model.forward
     return lambda: run(nodes, point.context_tokens)
 
 
@@ -458,15 +459,3 @@ def _nodes(model: CachedModel, point: Point, seed: int) -> Nodes:
     shape = (point.batch_size, point.query_tokens)
     tokens: Tensor = torch.randint(0, model.vocab_size, shape, generator=chance).to(model.device)
     return Nodes(tokens, torch.full((point.batch_size,), point.context_tokens, device=model.device))
-
-
-def compiled(model: CachedModel) -> Callable[[Nodes, int], Output]:
-    """The core's forward by ``torch.compile``, masks and cache and all in one piece, for every shape anew.
-
-    A graph that broke, or a shape beyond the compiler's usual limit, would run eagerly without a word: here the one is
-    an error, and there is no limit.
-    """
-    from torch._dynamo import config
-
-    config.cache_size_limit = config.accumulated_cache_size_limit = 1 << 16
-    return torch.compile(model.forward, fullgraph=True, dynamic=False)

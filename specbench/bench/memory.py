@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
 from specbench.decode.method import Method
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel, local_part
 from specbench.decode.trace import NullWatch
 

@@ -29,8 +29,9 @@ from specbench.bench.timing import (
     seconds_of,
     timeline,
 )
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
 from specbench.decode.method import LoadContext, Method
+from specbench.decode.step import Decoding
 from specbench.decode.trace import NullWatch, Watch
 from specbench.models.loader import ModelPool
 

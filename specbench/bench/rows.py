@@ -9,6 +9,7 @@ from specbench.bench.conditions import Conditions
 from specbench.bench.lossless import Verdict, claims, repeat_ngram_share
 from specbench.bench.machine import as_json, device_name
 from specbench.bench.memory import MemoryUse
+from specbench.bench.steps import execution_of
 from specbench.decode.acceptance import Rule
 from specbench.decode.trace import RowTrace
 from specbench.grid import AUTOREGRESSIVE, Arm
@@ -102,7 +103,9 @@ def _shared(place: Place) -> Row:
         "device": device_name(cell.where.device),
         "threads": cell.cell.machine.threads,
         "attention": place.attention,
+        "execution": execution_of(cell.cell.machine, cell.where.device),
         "captured_phases": "",
+        "compiled_phases": "",
         "batch_size": decode.batch_size,
         "batch_id": place.batch_id,
         "block": place.block.index,
@@ -137,6 +140,7 @@ def decoded(outcome: Measured, row: RowTrace) -> Row:
     """What one request came to, and when: all that needs no other arm."""
     return {
         "captured_phases": ",".join(outcome.trace.captured_phases),
+        "compiled_phases": ",".join(outcome.trace.compiled_phases),
         "output_ids": row.output_ids,
         "output_tokens": len(row.output_ids),
         "prefill_tokens": row.prefill_tokens,

@@ -227,6 +227,7 @@ class _Notes:
     warmup_step_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     draft_latency_ms: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    steps: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     prompts_skipped: dict[str, str] = field(default_factory=dict)
     prompts_stand_in: dict[str, str] = field(default_factory=dict)
     prompts_sha_with_answers: dict[str, str] = field(default_factory=dict)
@@ -598,6 +599,10 @@ class _Stage:
             self._run.notes.weigh(name, self._pool.get(name))
         return live
 
+    def reserve(self, live: LiveArm) -> None:
+        """The largest block is what it must have room for."""
+        live.reserve(self._largest)
+
     def warm_up(self, live: LiveArm) -> None:
         """Run it on what is not measured, and note what a step took."""
         steps = [float(f"{seconds:.4g}") for seconds in live.warm_up(self._largest, self._run.measure.warmup)]
@@ -620,15 +625,20 @@ class _Stage:
         _release_memory()
 
     def leave(self, gone: LiveArms, models: set[str]) -> None:
-        """Note the draft latencies that were kept, and free the memory."""
+        """Note the draft latencies that were kept and what was compiled or captured, and free the memory."""
         while gone:  # taken out one by one, so that no name here keeps the last one's memory
-            self._note_latency(gone.popitem()[1])
+            self._note(gone.popitem()[1])
         self._pool.keep_only({repr(self._cell.cell.target.model), *map(repr, models)})
         _release_memory()
 
     def models(self) -> set[str]:
         """The drafts of the cell that are loaded."""
         return {name for arm in self._cell.cell.arms for name in loaded_names(arm) if self._pool.has(name)}
+
+    def _note(self, live: LiveArm) -> None:
+        self._note_latency(live)
+        if preparation := live.preparation():
+            self._run.notes.steps.setdefault(self._cell.name, {})[live.arm.name] = preparation
 
     def _note_latency(self, live: LiveArm) -> None:
         if live.arm.draft_latency_ms is None:

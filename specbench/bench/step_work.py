@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from specbench.bench.timing import PHASES
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
 from specbench.decode.method import Method
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel, local_part
-from specbench.decode.trace import NullWatch, Phase
+from specbench.decode.trace import PHASES, NullWatch, Phase
 
 _TOKENS = 16
 """Tokens of every row that are decoded to count by: a few steps of any method."""

@@ -14,15 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from specbench.decode.trace import Phase
+from specbench.decode.trace import PHASES, Phase
 
 Nanoseconds = Callable[[], int]
 """A monotonic clock."""
 
 HOST_CLOCK: Nanoseconds = time.perf_counter_ns
 """The host's clock, which every other reading comes from."""
-
-PHASES: tuple[Phase, ...] = ("draft", "verify", "accept", "update")
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _NS = 1e-9

@@ -20,9 +20,10 @@ from specbench.bench.conversations import NoAnswerError, answered, waits_for_ans
 from specbench.bench.machine import as_json, device_name
 from specbench.bench.prompts import Prompt
 from specbench.decode.acceptance import Match
-from specbench.decode.loop import Decoding, Requests, generate, sampler_for
+from specbench.decode.loop import Requests, generate, sampler_for
 from specbench.decode.rollout import Places, Text, roll_out, walk
 from specbench.decode.sampling import Sampler
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import RowTrace
 from specbench.errors import ConfigError, ResultsError, UnsupportedError

@@ -23,6 +23,9 @@ class Stage(Protocol):
     def enter(self, arm: Arm) -> LiveArm:
         """Load an arm."""
 
+    def reserve(self, live: LiveArm) -> None:
+        """Give it the room that it needs in what all arms share."""
+
     def warm_up(self, live: LiveArm) -> None:
         """Run it on what is not measured."""
 
@@ -98,6 +101,10 @@ class Turns:
             self._live[arm.name] = self._stage.enter(arm)
             self._drop_if_crowded(arm)
         self._freeze()
+        for arm in new:
+            if arm.name in self._live:
+                self._stage.reserve(self._live[arm.name])
+                self._drop_if_crowded(arm)
         for arm in new:
             if arm.name in self._live:
                 self._stage.warm_up(self._live[arm.name])

@@ -6,20 +6,18 @@ k + 1; the one step too many that this costs at the end changes no row and is ne
 
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specbench.decode.acceptance import Decision, Greedy, Rule, Verification
-from specbench.decode.method import Caps, HostReads, Method, Prefill, RowView, StepResult, TokenTree
+from specbench.decode.method import Caps, Method, Prefill, RowView
 from specbench.decode.sampling import Sampler, Stream
-from specbench.decode.target import CachedModel, Output
+from specbench.decode.step import Decoding, State, Step
+from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, NullWatch, RowTrace, Watch
-from specbench.decode.tree import Layout, Topology, path_to
-from specbench.errors import ConfigError, ContractError, UnsupportedError
+from specbench.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,50 +34,6 @@ class Requests:
     keys: list[int]
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How the batch is decoded; the same for every method.
-
-    Attributes:
-        max_new_tokens: Tokens of a row, the prefill's included.
-        min_new_tokens: EOS is impossible before this many.
-        temperature: 0 is greedy.
-        top_k: None for all tokens.
-        top_p: None for all tokens.
-        rule: What accepts a draft.
-        seed: Of all randomness.
-        eos_ids: Tokens that end a text; empty to ignore EOS.
-    """
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    rule: Rule = field(default_factory=Greedy)
-    seed: int = 0
-    eos_ids: tuple[int, ...] = ()
-
-
-class State(NamedTuple):
-    """Where every row stands: all tensors (B,), but ``tokens`` (B, T), whose last column is trash."""
-
-    root: Tensor
-    lengths: Tensor
-    budget: Tensor
-    active: Tensor
-    steps: Tensor
-    tokens: Tensor
-
-
-class Emission(NamedTuple):
-    """What one step added to each row: (B, A) tokens with -1 beyond them, and two counts (B,)."""
-
-    tokens: Tensor
-    emitted: Tensor
-    accepted: Tensor
-
-
 def generate(
     target: CachedModel,
     method: Method,
@@ -88,6 +42,7 @@ def generate(
     watch: Watch | None = None,
     draft_pacer: AbstractContextManager[None] | None = None,
     trace: BatchTrace | None = None,
+    step: Step | None = None,
 ) -> BatchTrace:
     """Decode one batch to its end.
 
@@ -99,6 +54,8 @@ def generate(
         watch: Told where the loop is.
         draft_pacer: Wraps every draft phase of a method that has no draft model to pace.
         trace: An empty one of as many rows, to be filled while the batch goes on and returned; a new one unless given.
+        step: Of this very target, method and way of decoding, made once for many batches where its phases are compiled
+            or captured; one that runs them as they are unless given.
 
     Raises:
         ConfigError: A prompt is empty or does not fit the target's context.
@@ -106,8 +63,13 @@ def generate(
         UnsupportedError: The method's drafts lack what the rule decides by.
     """
     trace = trace or BatchTrace.of(len(requests.prompts))
-    run = _Batch(target, method, requests, decoding, draft_pacer or nullcontext(), trace)
-    return run.decode(watch or NullWatch())
+    step = step or Step(target, method, decoding)
+    return _Batch(step, requests, draft_pacer or nullcontext(), trace).decode(watch or NullWatch())
+
+
+def slots_for(caps: Caps, text_limit: int) -> int:
+    """Slots of a row whose text grows to ``text_limit`` tokens: the nodes of a step stand behind it, and trash."""
+    return text_limit + caps.max_nodes + 2
 
 
 class _Batch:
@@ -115,24 +77,21 @@ class _Batch:
 
     def __init__(
         self,
-        target: CachedModel,
-        method: Method,
+        step: Step,
         requests: Requests,
-        decoding: Decoding,
         draft_pacer: AbstractContextManager[None],
         trace: BatchTrace,
     ) -> None:
-        self.target, self.method, self.decoding, self.draft_pacer = target, method, decoding, draft_pacer
-        self.trace = trace
-        self.caps, self.needs = method.caps(), method.needs()
-        self.columns = self.caps.max_depth + 1
+        self.step, self.draft_pacer, self.trace = step, draft_pacer, trace
+        self.target, self.method, self.decoding = step.target, step.method, step.decoding
+        decoding = step.decoding
         self.prompt_lengths = [len(prompt) for prompt in requests.prompts]
-        _check_fit(target, self.prompt_lengths, decoding.max_new_tokens)
+        _check_fit(self.target, self.prompt_lengths, decoding.max_new_tokens)
         self.longest = max(self.prompt_lengths)
-        self.host = HostReads()
-        self.sampler = sampler_for(target, requests.keys, self.prompt_lengths, decoding)
-        self.prompts = _pad_right(requests.prompts, target.device)
-        self.capacity = self.longest + decoding.max_new_tokens + self.caps.max_nodes + 2
+        self.sampler = sampler_for(self.target, requests.keys, self.prompt_lengths, decoding)
+        self.prompts = _pad_right(requests.prompts, self.target.device)
+        self.text_limit = self.longest + decoding.max_new_tokens
+        self.slots = slots_for(step.caps, self.text_limit)
 
     @torch.inference_mode()
     def decode(self, watch: Watch) -> BatchTrace:
@@ -141,46 +100,48 @@ class _Batch:
         Nothing here is ever differentiated, and not even keeping the possibility open saves a small model a tenth of
         a forward.
         """
+        step = self.step
         reader = _Reader(self)
-        self.target.allocate(len(self.prompt_lengths), self.capacity)
+        self.target.allocate(len(self.prompt_lengths), self.slots)
+        self.sampler = step.adopt(self.sampler)
         watch.start()
         state, prefill = self.prefill()
         watch.first_token()
-        self.method.begin(self.view(state), prefill)
+        step.begin(self.view(state), prefill)
         watch.prefilled()
         reader.push_first(state)
         while not reader.finished:
+            view = self.view(state)
             with watch.phase("draft"), self.draft_pacer:
-                tree = self.method.draft(self.view(state))
-            layout, tokens = self.place(tree, state)
+                tree = step.draft(view)
+            step.check_draft(tree, len(self.prompt_lengths), self.sampler)
             with watch.phase("verify"):
-                output = self.target.verify(layout, tokens, state.lengths, self.longest, self.needs.hidden)
+                verified = step.verify(tree, state.root, state.lengths, view.longest)
+            step.check_layout(tree, verified.layout)
             with watch.phase("accept"):
-                decision = self.accept(tree, layout, tokens, output, state)
-                before, (state, result, emission) = state, self.commit(layout, tokens, output, decision, state)
-                if not layout.is_chain:
-                    self.target.cache.compact(result.path, result.emitted_tokens, before.lengths)
+                state, result, report = step.accept(tree, verified, state, self.sampler)
             with watch.phase("update"):
-                self.method.update(self.view(state), result)
-            reader.push(layout, emission, before.active, state)
+                step.update(self.view(state), result)
+            reader.push(report, verified.layout.num_nodes)
             watch.step()
         # Steps that were launched before the end was known are nobody's.
         del self.trace.syncs_per_step[self.trace.steps :]
+        self.trace.captured_phases, self.trace.compiled_phases = step.captured_phases, step.compiled_phases
         watch.finish(self.trace.steps)
         return self.trace
 
     def prefill(self) -> tuple[State, Prefill]:
         """The target over the prompts, and the first token of every row."""
-        lengths = self.sampler.prompt_lengths
-        everywhere = self.needs.prompt_hidden == "all"
-        output = self.target.prefill(self.prompts, lengths, self.needs.hidden, all_positions=everywhere)
+        needs, lengths = self.step.needs, self.sampler.prompt_lengths
+        output = self.target.prefill(self.prompts, lengths, needs.hidden, all_positions=needs.prompt_hidden == "all")
         root = self.sampler.draw(output.logits, lengths[:, None], Stream.TARGET)[:, 0]
-        tokens = F.pad(self.prompts, (0, self.decoding.max_new_tokens + 1))
+        # As wide as the cache, which stays when a shorter batch comes: what is captured finds the shape that it knows.
+        tokens = F.pad(self.prompts, (0, self.target.cache.slots - self.prompts.shape[1]))
         tokens = tokens.scatter(1, lengths[:, None], root[:, None])
         budget = torch.full_like(root, self.decoding.max_new_tokens - 1)
         active = (budget > 0) & ~torch.isin(root, self.sampler.eos_ids)
-        topk = self.top_nodes(output)
-        state = State(root, lengths, budget, active, torch.zeros_like(root), tokens)
+        topk = self.step.top_nodes(output, self.sampler)
+        state = self.step.adopt(State(root, lengths, budget, active, torch.zeros_like(root), tokens))
         return state, Prefill(self.prompts, lengths, dict(output.hidden), topk)
 
     def view(self, state: State) -> RowView:
@@ -192,117 +153,17 @@ class _Batch:
             active=state.active,
             budget=state.budget,
             sampler=self.sampler,
-            longest=self.longest,
-            capacity=self.capacity,
-            host=self.host,
+            longest=self.step.bound(self.longest),
+            capacity=self.slots,
+            text_limit=self.text_limit,
+            host=self.step.host,
         )
-
-    def check(self, tree: TokenTree) -> None:
-        """Hold a draft to the contract: its form always, its values where reading them costs no wait.
-
-        Raises:
-            ContractError: With the method's name and what is wrong.
-            UnsupportedError: The rule asks of a draft what this method does not say of its own.
-        """
-        fault = _form_fault(tree, self.caps, len(self.prompt_lengths))
-        if fault is None and tree.tokens.device.type == "cpu":
-            fault = _value_fault(tree, self.sampler.vocab_size)
-        self.refuse(fault)
-        rule = self.decoding.rule
-        is_asked = rule.takes_points_for_draws and self.sampler.needs_draft_probs
-        if is_asked and tree.draft_probs is None and tree.tokens.shape[1]:
-            raise UnsupportedError(
-                f"method {self.method.name} gives no draft_probs for its drafts, and the rule {rule.name} needs them"
-            )
-
-    def place(self, tree: TokenTree, state: State) -> tuple[Layout, Tensor]:
-        """The draft as the target will see it, with the root in front, and checked now that its shape is known."""
-        self.check(tree)
-        layout = tree.layout(self.caps.max_depth + 1)  # one level more, or what is too deep would not be seen
-        if isinstance(tree.parents, Tensor) and tree.tokens.device.type == "cpu":
-            self.refuse(_layout_fault(layout, self.caps))
-        return layout, torch.cat([state.root[:, None], tree.tokens], dim=1)
-
-    def refuse(self, fault: str | None) -> None:
-        """Raise what a draft does wrong, if it does."""
-        if fault is not None:
-            raise ContractError(f"method {self.method.name}: {fault}")
-
-    def accept(self, tree: TokenTree, layout: Layout, tokens: Tensor, output: Output, state: State) -> Decision:
-        """Ask the rule."""
-        return self.decoding.rule.decide(
-            Verification(
-                layout=layout,
-                tokens=tokens,
-                logits=output.logits,
-                positions=state.lengths[:, None] + layout.depth + 1,
-                sampler=self.sampler,
-                proposal=tree.proposal,
-                draft_probs=tree.draft_probs,
-                draft_rows=tree.draft_rows,
-                max_depth=self.caps.max_depth,
-                max_children=self.caps.max_children,
-                steps=state.steps,
-            )
-        )
-
-    def commit(
-        self, layout: Layout, tokens: Tensor, output: Output, decision: Decision, state: State
-    ) -> tuple[State, StepResult, Emission]:
-        """Cut the accepted path at EOS and length, and move every row on."""
-        column = self.target.cache.index[: self.columns]
-        path, accepted, text = self.accepted_path(layout, tokens, decision)
-        emitted = torch.minimum(accepted + 1, state.budget)
-        active = state.active & (emitted < state.budget)
-        if self.decoding.eos_ids:
-            ends = torch.isin(text, self.sampler.eos_ids) & (column < emitted[:, None])
-            first_end = torch.where(ends, column, self.columns).amin(1)
-            active = active & (first_end >= emitted)
-            emitted = torch.minimum(emitted, first_end + 1)
-        emitted = emitted * state.active
-        kept = column < emitted[:, None]
-        trash = state.tokens.shape[1] - 1
-        slots = torch.where(kept, state.lengths[:, None] + 1 + column, trash)
-        all_tokens = state.tokens.scatter(1, slots, text)
-        lengths = state.lengths + emitted
-        moved = State(
-            root=all_tokens.gather(1, lengths[:, None])[:, 0],
-            lengths=lengths,
-            budget=state.budget - emitted,
-            active=active,
-            steps=state.steps + state.active,
-            tokens=all_tokens,
-        )
-        text = torch.where(kept, text, -1)
-        rows = self.target.cache.rows
-        hidden = {key: value[rows, path.clamp_min(0)] for key, value in output.hidden.items()}
-        result = StepResult(path, accepted, emitted, text, state.lengths, hidden, self.top_nodes(output))
-        return moved, result, Emission(text, emitted, accepted)
-
-    def accepted_path(self, layout: Layout, tokens: Tensor, decision: Decision) -> tuple[Tensor, Tensor, Tensor]:
-        """The nodes of the path (B, A), how many were drafted (B,), and the text that it and the target make (B, A)."""
-        best, own = decision.best, decision.target_token[:, None]
-        if self.columns == 1:
-            return best[:, None], best, own
-        path = path_to(layout, best, self.columns)
-        if layout.is_chain:
-            accepted, text = best, F.pad(tokens[:, 1:], (0, self.columns + 1 - tokens.shape[1]))
-        else:
-            accepted = layout.depth.gather(1, best[:, None])[:, 0]
-            text = F.pad(tokens.gather(1, path[:, 1:].clamp_min(0)), (0, 1))
-        return path, accepted, text.scatter(1, accepted[:, None], own)
-
-    def top_nodes(self, output: Output) -> Tensor | None:
-        """The most likely tokens after every node, for methods that ask for them."""
-        if not self.needs.node_topk:
-            return None
-        return output.logits[..., : self.sampler.vocab_size].topk(self.needs.node_topk, dim=-1).indices
 
 
 class _Reader:
     """Brings outcomes to the host, one step late on a GPU, and writes the trace.
 
-    Packed columns: active before, active after, accepted, emitted, depth, nodes, then the emitted tokens.
+    The columns are those of ``Accepted.report``.
     """
 
     _HEAD = 6
@@ -318,12 +179,12 @@ class _Reader:
         one = torch.ones_like(state.root)
         self._enqueue(torch.stack([one, state.active, -one, one, -one, -one, state.root], dim=1))
 
-    def push(self, layout: Layout, emission: Emission, active: Tensor, state: State) -> None:
-        """One step's outcome."""
-        self.batch.longest = min(self.batch.longest + self.batch.columns, self.batch.capacity - layout.num_nodes - 1)
-        head = torch.stack([active, state.active, emission.accepted, emission.emitted], dim=1)
-        self._enqueue(torch.cat([head, layout.tally, emission.tokens], dim=1))
-        self.batch.trace.syncs_per_step.append(self.batch.host.take())
+    def push(self, report: Tensor, num_nodes: int) -> None:
+        """One step's outcome, which had so many nodes."""
+        batch = self.batch
+        batch.longest = min(batch.longest + batch.step.columns, batch.slots - num_nodes - 1)
+        self._enqueue(report)
+        batch.trace.syncs_per_step.append(batch.step.host.take())
 
     def _enqueue(self, packed: Tensor) -> None:
         if packed.is_cuda:
@@ -344,7 +205,7 @@ class _Reader:
         for row, trace in zip(rows, self.batch.trace.rows, strict=True):
             self._record(row, trace)
         self.finished = not any(row[1] for row in rows)
-        in_flight = len(self._waiting) * self.batch.columns
+        in_flight = len(self._waiting) * self.batch.step.columns
         longest = max(
             prompt + len(trace.output_ids) - 1
             for prompt, trace in zip(self.batch.prompt_lengths, self.batch.trace.rows, strict=True)
@@ -404,59 +265,3 @@ def _check_fit(target: CachedModel, prompt_lengths: list[int], max_new_tokens: i
             f"a prompt of {max(prompt_lengths)} tokens and {max_new_tokens} new ones exceed the {target.max_positions} "
             f"positions of {target.name}; lower max_prompt_tokens or max_new_tokens"
         )
-
-
-def _form_fault(tree: TokenTree, caps: Caps, batch: int) -> str | None:
-    """What shapes and types alone say."""
-    shape = tuple(tree.tokens.shape)
-    if len(shape) != 2 or shape[0] != batch or tree.tokens.dtype != torch.int64:
-        return f"draft tokens are {tree.tokens.dtype} of shape {shape}, expected int64 of shape ({batch}, nodes)"
-    if shape[1] > caps.max_nodes:
-        return f"a draft of {shape[1]} nodes, and its caps say {caps.max_nodes}"
-    if tree.proposal != "point" and tree.draft_probs is None:
-        return "a sampled draft needs draft_probs, the distribution it was drawn from"
-    for part in ("drafted", "probe"):
-        given = getattr(tree, part)
-        if given is not None and tuple(given.shape) != shape:
-            return f"{part} has shape {tuple(given.shape)}, and the draft tokens {shape}"
-    return _shape_fault(tree, shape, caps.max_depth)
-
-
-def _shape_fault(tree: TokenTree, shape: tuple[int, ...], max_depth: int) -> str | None:
-    """Whether the parents fit the tokens, and how deep they can be told to be."""
-    depth = 0
-    if tree.parents is None:
-        depth = shape[1]
-    elif isinstance(tree.parents, Topology):
-        depth = len(tree.parents.levels) - 1
-        if len(tree.parents.parents) != shape[1]:
-            return f"a topology of {len(tree.parents.parents)} nodes for {shape[1]} draft tokens"
-    elif tuple(tree.parents.shape) not in {shape, shape[1:]}:
-        return f"parents have shape {tuple(tree.parents.shape)}, and the draft tokens {shape}"
-    if depth > max_depth:
-        return f"a draft of depth {depth}, and its caps say {max_depth}"
-    return None
-
-
-def _value_fault(tree: TokenTree, vocab_size: int) -> str | None:
-    """What the ids say."""
-    tokens = tree.tokens
-    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
-        return f"a draft token outside 0..{vocab_size - 1}"
-    if isinstance(tree.parents, Tensor):
-        parents = tree.parents.expand(tokens.shape)
-        if bool(((parents < -2) | (parents >= torch.arange(tokens.shape[1]))).any()):
-            return "a parent that is neither -1, -2 nor an earlier node"
-    return None
-
-
-def _layout_fault(layout: Layout, caps: Caps) -> str | None:
-    """What the shape of a tree says that only its parents tell."""
-    depth = int(layout.depth.max())
-    if depth > caps.max_depth:
-        return f"a draft of depth {depth}, and its caps say {caps.max_depth}"
-    children = torch.zeros_like(layout.parent).scatter_add(1, layout.parent, layout.eligible.long())
-    most = int(children.max())
-    if most > caps.max_children:
-        return f"a node with {most} children, and its caps say {caps.max_children}"
-    return None

@@ -132,9 +132,14 @@ class TokenTree:
 
 
 class HostReads:
-    """Counts how often the host had to wait for the device, so that the report can show syncs per step."""
+    """How a method reads tensors on the host, and how often the host had to wait for the device on that account.
 
-    def __init__(self) -> None:
+    Args:
+        is_free: Whether nothing is waited for: on a CPU, unless a phase is recorded and run without Python later.
+    """
+
+    def __init__(self, *, is_free: bool) -> None:
+        self._is_free = is_free
         self.count = 0
 
     def any(self, flags: Tensor) -> bool:
@@ -148,10 +153,9 @@ class HostReads:
         packed = torch.cat([lengths[:, None], tokens], dim=1).tolist()
         return [row[1 : row[0] + 1] for row in packed]
 
-    def largest(self, counts: Tensor) -> int:
-        """The largest of some counts: one wait."""
-        self.count += 1
-        return int(counts.max())
+    def largest(self, counts: Tensor, limit: int) -> int:
+        """The largest of some counts where that costs nothing, else the limit that they all keep: never a wait."""
+        return int(counts.max()) if self._is_free else limit
 
     def take(self) -> int:
         """The count since the last call."""
@@ -172,6 +176,7 @@ class RowView:
         sampler: Warping and noise, the very object that verifies.
         longest: No length is greater; known on the host without asking the device.
         capacity: Slots that a cache of this batch needs, draft nodes and one trash slot included.
+        text_limit: No row's prompt and output together grow longer.
         host: How to read a tensor on the host where that cannot be avoided.
     """
 
@@ -183,6 +188,7 @@ class RowView:
     sampler: Sampler
     longest: int
     capacity: int
+    text_limit: int
     host: HostReads
 
 
@@ -302,6 +308,15 @@ class Method(ABC):
 
     def begin(self, view: RowView, prefill: Prefill) -> None:
         """Start a batch: the method's own prefill, charged to ``prefill_s``. All state of earlier batches is void."""
+
+    def carries(self) -> tuple[str, ...] | None:
+        """Names of the attributes that live from one ``draft`` or ``update`` to the next; called after ``load``.
+
+        A method that names them all, tensors that keep their shape for a whole batch, promises that what it does
+        follows from them and from its arguments, without a look at the host. Its phases may then be recorded once and
+        replayed: Python runs no more, and the core moves these tensors. None, the default, promises nothing.
+        """
+        return None
 
     @abstractmethod
     def draft(self, view: RowView) -> TokenTree:

@@ -13,8 +13,9 @@ import torch
 from pydantic import BaseModel
 
 from specbench.decode.acceptance import Rule
-from specbench.decode.loop import Decoding, Requests
+from specbench.decode.loop import Requests
 from specbench.decode.method import LoadContext, Options
+from specbench.decode.step import Decoding
 from specbench.decode.trace import BatchTrace, RowTrace, Watch
 
 

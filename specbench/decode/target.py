@@ -8,7 +8,9 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +103,7 @@ class CachedModel:
         self.pacer: AbstractContextManager[None] = nullcontext()
         _check_interface(module, name)
         self._masks = _mask_kinds(self.config, name)
+        self._taps = _taps_of(module)
         self._seen, self._unseen = torch.tensor([0.0, -torch.inf], dtype=self.dtype, device=self.device).unbind()
         self.kv_shape = _probe_kv_shape(module, name)
         self.is_spread = bool(self.kv_shape.devices) or any(local_part(own) is not own for own in module.parameters())
@@ -283,7 +286,9 @@ class CachedModel:
         keep: Tensor | None = None,
     ) -> Output:
         self.cache.window = window
-        with tapped(self.module, hidden, keep) as states:
+        if not torch.compiler.is_compiling():  # a prefill has come before, and it is never compiled
+            self._taps.tap(self.module, hidden)
+        with _catching(self._taps, hidden, keep) as states:
             logits = self.module(
                 input_ids=tokens,
                 position_ids=positions,
@@ -308,42 +313,72 @@ class CachedModel:
         return torch.as_tensor(self.module.get_input_embeddings()(tokens)).to(tokens.device)
 
 
+class _Taps:
+    """Hooks that catch hidden states as they pass; they stay, so that a compiled forward finds what it was made with.
+
+    Attributes:
+        wanted: The states to catch.
+        keep: Positions that the head shall see, (B, k); None for all.
+        states: What was caught.
+    """
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.wanted: tuple[Hidden, ...] = ()
+        self.keep: Tensor | None = None
+        self.states: dict[Hidden, Tensor] = {}
+        self._tapped: set[Hidden] = set()
+        module.get_output_embeddings().register_forward_pre_hook(self._at_head)
+
+    def tap(self, module: PreTrainedModel, wanted: tuple["Hidden", ...]) -> None:
+        """Hang hooks where those states pass by, unless they hang there."""
+        for key in wanted:
+            if key.kind == "layer_input" and key not in self._tapped:
+                self._tapped.add(key)
+                hook = partial(self._at_layer, key)
+                decoder_layers(module)[key.layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _at_head(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for key in self.wanted:
+            if key.kind == "post_norm":
+                self.states[key] = args[0]
+        if self.keep is None:
+            return args
+        rows = torch.arange(len(self.keep), device=self.keep.device)[:, None]
+        return (args[0][rows, self.keep], *args[1:])
+
+    def _at_layer(self, key: "Hidden", _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if key in self.wanted:
+            self.states[key] = args[0] if args else kwargs["hidden_states"]
+
+
+_taps: WeakKeyDictionary[PreTrainedModel, _Taps] = WeakKeyDictionary()
+
+
+def _taps_of(module: PreTrainedModel) -> _Taps:
+    """One for each module, whoever runs it: its forwards never overlap."""
+    if module not in _taps:
+        _taps[module] = _Taps(module)
+    return _taps[module]
+
+
 @contextmanager
 def tapped(
     module: PreTrainedModel, wanted: tuple["Hidden", ...], keep: Tensor | None
 ) -> Iterator[dict["Hidden", Tensor]]:
     """Catch hidden states as they pass, and let the head see only the positions in ``keep`` (B, k)."""
-    states: dict[Hidden, Tensor] = {}
-    if not wanted and keep is None:
+    taps = _taps_of(module)
+    taps.tap(module, wanted)
+    with _catching(taps, wanted, keep) as states:
         yield states
-        return
-    handles = []
 
-    def at_head(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        for key in wanted:
-            if key.kind == "post_norm":
-                states[key] = args[0]
-        if keep is None:
-            return args
-        device = args[0].device
-        rows = torch.arange(len(keep), device=device)[:, None]
-        return (args[0][rows, keep.to(device)], *args[1:])
 
-    handles.append(module.get_output_embeddings().register_forward_pre_hook(at_head))
-    layers = decoder_layers(module) if any(key.kind == "layer_input" for key in wanted) else None
-    for key in wanted:
-        if layers is None or key.kind != "layer_input":
-            continue
-
-        def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: "Hidden" = key) -> None:
-            states[key] = args[0] if args else kwargs["hidden_states"]
-
-        handles.append(layers[key.layer].register_forward_pre_hook(at_layer, with_kwargs=True))
+@contextmanager
+def _catching(taps: _Taps, wanted: tuple["Hidden", ...], keep: Tensor | None) -> Iterator[dict["Hidden", Tensor]]:
+    taps.wanted, taps.keep, taps.states = wanted, keep, {}
     try:
-        yield states
+        yield taps.states
     finally:
-        for handle in handles:
-            handle.remove()
+        taps.wanted, taps.keep, taps.states = (), None, {}
 
 
 def decoder_layers(module: PreTrainedModel) -> nn.ModuleList:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 Phase = Literal["draft", "verify", "accept", "update"]
+PHASES: tuple[Phase, ...] = ("draft", "verify", "accept", "update")
 FinishReason = Literal["eos", "length"]
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -91,6 +92,7 @@ class BatchTrace:
     rows: list[RowTrace]
     syncs_per_step: list[int] = field(default_factory=list)
     captured_phases: tuple[Phase, ...] = ()
+    compiled_phases: tuple[Phase, ...] = ()
 
     @classmethod
     def of(cls, rows: int) -> Self:

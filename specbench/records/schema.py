@@ -32,6 +32,9 @@ PASSES = ("headline", "phase")
 PHASES = ("draft", "verify", "accept", "update", "host")
 """Parts of a step, in their order; `host` is what is left of its wall time."""
 
+BEFORE = MappingProxyType({"execution": "eager"})
+"""What rows are taken to hold that are older than a column."""
+
 TEXT, INTEGER, REAL, FLAG = pa.string(), pa.int32(), pa.float64(), pa.bool_()
 IDS, COUNTS, REALS = pa.list_(pa.int32()), pa.list_(pa.int16()), pa.list_(pa.float32())
 
@@ -71,8 +74,13 @@ REQUESTS: tuple[Column, ...] = (
     Column("device", TEXT, "", "Model name of the GPU, or `cpu` and the CPU's model name."),
     Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
     Column("attention", TEXT, "", "Attention implementation that really ran."),
+    _optional("execution", TEXT, "",
+        "How the cell's phases were to be run: `eager`, `compiled`, `graphs`, or `graphs, compiled`; older rows are "
+        "taken to be `eager`."),
     Column("captured_phases", TEXT, "",
         "Phases that ran as captured CUDA graphs, separated by commas; empty if none."),
+    _optional("compiled_phases", TEXT, "",
+        "Phases that `torch.compile` had made, separated by commas; empty if none."),
     Column("batch_size", INTEGER, "rows",
         "Rows of a full batch in this cell; a last partial batch has fewer rows."),
     Column("batch_id", TEXT, "",

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specbench.errors import ResultsError
-from specbench.records.schema import SCHEMA_VERSION, TABLES, arrow_schema, row_faults
+from specbench.records.schema import BEFORE, SCHEMA_VERSION, TABLES, arrow_schema, row_faults
 
 _VERSION_KEY, _BLOCK_KEY = b"specbench.schema_version", b"specbench.block"
 
@@ -123,7 +123,8 @@ class Store:
         empty = empty if columns is None else empty.select(list(columns))
         # Parts may be older than some column, which is then null in their rows.
         whole = pa.concat_tables([empty, *tables], promote_options="default")
-        return whole.to_pandas(split_blocks=True, self_destruct=True)
+        frame = whole.to_pandas(split_blocks=True, self_destruct=True)
+        return frame.fillna({name: value for name, value in BEFORE.items() if name in frame})
 
     def has(self, table: str) -> bool:
         """Whether the folder holds rows of a table."""

@@ -29,7 +29,7 @@ BASELINE, TWIN = "autoregressive", "autoregressive-twin"
 
 REQUEST_COLUMNS = (
     "run_id", "cell", "method", "label", "arm", "options", "target", "draft", "dtype", "device", "threads",
-    "attention", "captured_phases", "batch_size", "batch_id", "row", "block", "repeat", "pass", "process",
+    "attention", "execution", "captured_phases", "batch_size", "batch_id", "row", "block", "repeat", "pass", "process",
     "dataset", "category", "prompt_id", "prompt_tokens", "output_tokens", "prefill_tokens", "steps", "drafted_tokens",
     "accepted_tokens", "accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step", "prefill_s",
     "ttft_s", "decode_s", "row_done_s", "temperature", "rule", "lossless", "seed", "max_new_tokens", "latency_mode",
@@ -49,6 +49,7 @@ _SUMMED = (*_TIMES, "launch_s", "syncs", "rows_active", "emitted_tokens")
 _ORDER = ("target", "dtype", "device", "temperature", "max_new_tokens", "batch_size")
 _WORDS = {
     "target": "{}", "dataset": "{}", "dtype": "{}", "device": "{}", "threads": "{} threads",
+    "execution": "{}",
     "max_new_tokens": "{} new tokens", "batch_size": "batch {}", "temperature": "T = {:g}", "cell_rule": "rule {}",
 }  # fmt: skip
 _AUTO = ("greedy", "rejection")

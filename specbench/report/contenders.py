@@ -199,8 +199,7 @@ class _Cell:
     def fit_group(self, group: Sequence[str], verify_s: Mapping[int, float] | None) -> Fit:
         """A draft from its arms: a chain where verify times by gamma are given, else the one shape that it has."""
         rows = pd.concat([self.arms[arm] for arm in group]) if len(group) > 1 else self.arms[group[0]]
-        chosen = rows[rows["block"].isin(self.blocks)]
-        chosen = throughput.while_full(chosen if len(acceptance.accepted_lengths(chosen)) else rows)
+        chosen = _with_steps(rows[rows["block"].isin(self.blocks)], rows)
         arms = {1: group[0]} if verify_s is None else {self.gamma(arm): arm for arm in group}
         contender, verify_s = self.shape(chosen, group[0]) if verify_s is None else self.chain(chosen, arms, verify_s)
         first = rows.iloc[0]
@@ -259,6 +258,12 @@ class _Cell:
         """
         emitted = tokens * closed_forms.expected_steps(shares.tolist(), self.row_tokens)
         return 1 - (emitted - self.row_tokens) / (emitted * self.batch_size)
+
+
+def _with_steps(chosen: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The chosen rows as they were in full batches; where none of those took a step, the next wider choice that has."""
+    choices = (throughput.while_full(chosen), throughput.while_full(rows), rows)
+    return next((own for own in choices if len(acceptance.accepted_lengths(own))), rows)
 
 
 def _between(known: Mapping[int, float], gammas: Iterable[int]) -> dict[int, float]:

@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from specbench import registry
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
 from specbench.decode.method import LoadContext, Method, Options
+from specbench.decode.step import Decoding, Step
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import ConfigError
@@ -24,11 +25,13 @@ def decode(
     *,
     keys: Sequence[int] | None = None,
     watch: Watch | None = None,
+    step: Step | None = None,
     **decoding: Any,
 ) -> BatchTrace:
     """One batch; the keys of its prompts are their numbers unless given, ``decoding`` goes to ``Decoding``."""
     requests = Requests([list(prompt) for prompt in prompts], list(keys if keys is not None else range(len(prompts))))
-    return generate(target, method, requests, Decoding(max_new_tokens, **decoding), watch)
+    how = step.decoding if step else Decoding(max_new_tokens, **decoding)
+    return generate(target, method, requests, how, watch, step=step)
 
 
 def ids(trace: BatchTrace) -> list[list[int]]:

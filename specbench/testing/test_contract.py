@@ -18,14 +18,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from specbench.decode.acceptance import Match, Rejection, Rule
+from specbench.decode.graphs import RecordedStep
 from specbench.decode.method import Caps, Method, RowView, StepResult, TokenTree
+from specbench.decode.step import Decoding, Step
 from specbench.decode.target import CachedModel
-from specbench.decode.trace import NullWatch
+from specbench.decode.trace import BatchTrace, NullWatch
 from specbench.errors import ContractError, SpecbenchError
 
 from . import decoding, laws, models
 from .cases import FAMILY, PROMPTS, TOKENS, Case, find
 from .imports import foreign_imports
+from .tape import TapeRecorder
 
 _GREEDY_OR_SAMPLED = pytest.mark.parametrize(
     "how", [{}, {"rule": Rejection(), "temperature": 0.8}], ids=["greedy", "rejection"]
@@ -317,6 +320,41 @@ def test_a_breach_of_the_contract_ends_with_exit_code_3_and_its_name(kind: type[
     with pytest.raises(ContractError, match=f"^method {kind.name}: ") as caught:
         decoding.decode(target, method, PROMPTS, TOKENS)
     assert caught.value.exit_code == 3
+
+
+def _replayed(case: Case, rows: int, **how: Any) -> tuple[RecordedStep, TapeRecorder, BatchTrace]:
+    """A step that was recorded on other prompts, its recorder, and what its replays make of these."""
+    target = decoding.family(FAMILY)
+    method = case.able(target, rows=rows, rule=how.get("rule"))
+    recorder = TapeRecorder()
+    step = RecordedStep(Step(target, method, Decoding(TOKENS, **how)), recorder, bound_stride=8)
+    prompts = list(islice(cycle(PROMPTS), rows))
+    others = [[(token + 7) % models.VOCAB for token in prompt] for prompt in prompts]
+    decoding.decode(target, method, others, step=step)
+    step.settle()
+    return step, recorder, decoding.decode(target, method, prompts, step=step)
+
+
+@_EVERY_RULE
+def test_recorded_on_other_prompts_and_replayed_without_python_its_text_is_the_same(
+    case: Case, how: dict[str, Any]
+) -> None:
+    """What a CUDA graph does: addresses, shapes and numbers of the recording stay, and nothing is recorded anew."""
+    step, _, trace = _replayed(case, len(PROMPTS), **how)
+    plain = case.run(**how)
+    assert decoding.ids(trace) == decoding.ids(plain)
+    accepted, as_before = ([row.accepted_per_step for row in run.rows] for run in (trace, plain))
+    assert accepted == as_before, "its drafts are others: name in carries whatever lives from step to step"
+    assert step.notes.missed == 0, "a draft had a shape that none of the warm-up had"
+    if step.method.carries() is not None:
+        assert step.notes.refused == {}, "a method that says what it carries must not look at the host"
+        assert set(step.captured_phases) == {"draft", "verify", "accept", "update"}
+
+
+@_EVERY_RULE
+def test_a_step_takes_as_many_operations_for_32_rows_as_for_one(case: Case, how: dict[str, Any]) -> None:
+    one, many = (_replayed(case, rows, **how)[1].operations for rows in (1, 32))
+    assert one == many
 
 
 class _Counting(NullWatch):

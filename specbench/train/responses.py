@@ -17,7 +17,8 @@ import numpy as np
 
 from specbench import registry
 from specbench.decode.acceptance import rule_for
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
+from specbench.decode.step import Decoding
 from specbench.errors import TrainingError
 from specbench.models.loader import LoadedModel
 from specbench.train.conversations import Conversation, Document, Documents, Exchange, Text

@@ -3,7 +3,9 @@
 import pytest
 
 from methods.draft_model import DraftModel
+from methods.medusa import Medusa
 from specbench.decode.acceptance import Rejection
+from specbench.decode.method import TokenTree
 from specbench.errors import ContractError
 from specbench.testing import test_contract as suite
 from specbench.testing.cases import Case, cases_of
@@ -26,6 +28,25 @@ class ReadsItsPromptLate(DraftModel):
             super().begin(*self.late)
             self.late = None
         return super().draft(view)
+
+
+class CarriesMoreThanItSays(Medusa):
+    """Its state lives from step to step, and a recording of its draft knows the first one alone."""
+
+    examples = ({"heads": "same", "tree": "chain"},)
+
+    def carries(self):
+        return ()
+
+
+class PromisesAndLooks(Medusa):
+    """Python runs once; whoever looks at a tensor in it sees that one step."""
+
+    examples = ({"heads": "near", "tree": "chain"},)
+
+    def draft(self, view):
+        tree = super().draft(view)
+        return tree if int(view.root[0]) else TokenTree.empty(view)
 
 
 SAMPLED = {"rule": Rejection(), "temperature": 0.8}
@@ -56,6 +77,16 @@ FORBIDDEN = [
     (spoilt.TakesAnyOption, suite.test_an_unknown_option_is_refused, {}),
     (spoilt.TakesAnyOption, suite.test_its_options_are_strict_frozen_and_described, {}),
     (spoilt.Renamed, suite.test_its_name_can_stand_in_an_experiment, {}),
+    (
+        CarriesMoreThanItSays,
+        suite.test_recorded_on_other_prompts_and_replayed_without_python_its_text_is_the_same,
+        {"how": {}},
+    ),
+    (
+        PromisesAndLooks,
+        suite.test_recorded_on_other_prompts_and_replayed_without_python_its_text_is_the_same,
+        {"how": {}},
+    ),
     (ReadsItsPromptLate, suite.test_it_reads_the_prompts_in_begin_and_not_in_its_first_step, {}),
 ]
 every_fault = pytest.mark.parametrize(
@@ -82,7 +113,7 @@ def test_a_spoilt_method_fails(spoilt_kind, sentence, how):
 
 @every_fault
 def test_the_honest_one_passes_the_same_sentence(spoilt_kind, sentence, how):
-    honest = next(parent for parent in spoilt_kind.__mro__ if parent in {spoilt.Sampled, Bigram, DraftModel})
+    honest = next(parent for parent in spoilt_kind.__mro__ if parent in {spoilt.Sampled, Bigram, DraftModel, Medusa})
     ask(honest, sentence, how)
 
 

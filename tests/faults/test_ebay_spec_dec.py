@@ -4,7 +4,8 @@ import pytest
 import transformers
 
 from specbench.bench.lossless import compare
-from specbench.decode.loop import Decoding, sampler_for
+from specbench.decode.loop import sampler_for
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.testing import decoding, models
 from tests.faults.conftest import plan

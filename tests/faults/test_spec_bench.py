@@ -13,7 +13,8 @@ from methods.prompt_lookup import PromptLookup
 from specbench import cli
 from specbench.analysis.speedup import speedup
 from specbench.bench.lossless import compare
-from specbench.decode.loop import Decoding, sampler_for
+from specbench.decode.loop import sampler_for
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.records.store import Store
 from specbench.testing import decoding, models

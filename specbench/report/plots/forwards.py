@@ -34,6 +34,7 @@ def _forwards(along: str, frames: Frames, style: Look) -> Sketch | None:
         _slopes(axes, slopes[(slopes["along"] == along) & (slopes["title"] == title)], (unit, word), style)
         value_ticks(axes, {float(x): f"{x:g}" for x in sorted(own["x"].unique())}, "values")
     from_zero([*found.values()])
+    _room_for_words(next(iter(found.values())))
     edge_labels([*found.values()], label, "ms of a forward over one token")
     used = [mode for mode in _MODES if mode in set(points["mode"])]
     handles = [Line2D([], [], color=_MODES[mode][0], marker=_MODES[mode][1], label=mode) for mode in used]
@@ -50,6 +51,11 @@ def _line(axes: Axes, line: pd.DataFrame, mode: str) -> None:
     look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "mew": 0, "elinewidth": 1}
     yerr = bars(ends, "forward_ms") if ends["low"].notna().all() else None
     axes.errorbar(ends["x"], ends["forward_ms"], yerr=yerr, linewidth=1.4, **look)
+
+
+def _room_for_words(axes: Axes) -> None:
+    """Above the lines of all panels, which share the axis."""
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
 
 
 def _slopes(axes: Axes, found: pd.DataFrame, unit: tuple[int, str], style: Look) -> None:

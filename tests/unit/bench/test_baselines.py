@@ -14,9 +14,10 @@ from specbench.bench.baselines import (
     generation_config,
 )
 from specbench.decode.acceptance import Greedy, Synthetic
-from specbench.decode.loop import Decoding, Requests
+from specbench.decode.loop import Requests
 from specbench.decode.method import LoadContext
 from specbench.decode.outside import row_trace
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import NullWatch
 from specbench.errors import UnsupportedError

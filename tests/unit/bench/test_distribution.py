@@ -21,7 +21,8 @@ from specbench.bench.distribution import (
     position_tests,
 )
 from specbench.decode.acceptance import Rejection
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.testing import decoding, models
 from support import wrong

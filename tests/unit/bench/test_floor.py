@@ -6,7 +6,8 @@ import pytest
 
 from methods.redrafter import ReDrafter, ReDrafterOptions
 from specbench.bench.floor import Setting, _floor, _Subject, main
-from specbench.decode.loop import Decoding, Requests
+from specbench.decode.loop import Requests
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from support import decoding, models
 

@@ -42,6 +42,9 @@ class SmallStage:
         self.there[arm.name] = SimpleNamespace(arm=arm, out_of_memory=full, failure="oom" if full else None)
         return self.there[arm.name]
 
+    def reserve(self, live):
+        pass
+
     def warm_up(self, live):
         self.log.append(live.arm.name)
         live.out_of_memory |= len(self.loaded) > self.beside.get(live.arm.name, self.room)

@@ -2,8 +2,9 @@
 
 import torch
 
-from specbench.decode.loop import Decoding, Requests, generate
+from specbench.decode.loop import Requests, generate
 from specbench.decode.method import Caps, Hidden, Method, Needs, Options, TokenTree
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from specbench.testing.models import PROMPTS, target
 

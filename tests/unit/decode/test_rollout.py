@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from specbench.decode import rollout
-from specbench.decode.loop import Decoding, sampler_for
+from specbench.decode.loop import sampler_for
 from specbench.decode.rollout import Text, roll_out, walk
 from specbench.decode.sampling import Stream, first_largest
+from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
 from support import decoding, models
 

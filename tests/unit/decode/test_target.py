@@ -188,11 +188,17 @@ def test_the_decoder_layers_are_found_in_every_family():
         assert len(decoder_layers(models.target(name))) == 2
 
 
-def test_no_hook_stays_on_the_module_after_a_forward():
-    model = decoding.family("llama")
-    model.allocate(1, 30)
-    model.prefill(torch.tensor([[1, 2, 3]]), torch.tensor([3]), (Hidden("post_norm"), Hidden("layer_input", 0)))
-    assert all(not module._forward_pre_hooks for module in model.module.modules())
+def test_hooks_are_hung_once_and_leave_a_forward_that_asks_for_nothing_as_it_was():
+    ids = torch.tensor([[1, 2, 3]])
+    before = models.target("llama")(input_ids=ids, use_cache=False).logits
+    for _ in range(3):  # handles of the same module
+        model = decoding.family("llama")
+        model.allocate(1, 30)
+        model.prefill(ids, torch.tensor([3]), (Hidden("post_norm"), Hidden("layer_input", 0)))
+    hooks = [hook for module in model.module.modules() for hook in module._forward_pre_hooks.values()]
+    assert len(hooks) == 2 + sum("layer_input" in repr(hook) and "layer=0" not in repr(hook) for hook in hooks)
+    assert torch.equal(model.module(input_ids=ids, use_cache=False).logits, before)
+    assert model.prefill(ids, torch.tensor([3])).hidden == {}
 
 
 def test_a_handle_that_shares_weights_has_a_slab_of_its_own():

@@ -173,6 +173,17 @@ def test_one_batch_of_prompts_chooses_nothing_and_is_still_predicted(tmp_path):
     assert all(forecast.error is not None for forecast in decision.forecasts if forecast.arm)
 
 
+def test_a_batch_whose_first_text_is_a_single_token_has_no_full_step_and_is_predicted_all_the_same(results):
+    requests = results.requests.copy()
+    ends_at_once = (requests["batch_size"] == 4) & (requests["row"] == 0)
+    requests.loc[ends_at_once, ["steps", "drafted_tokens", "accepted_tokens"]] = 0
+    for name in ("accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step"):
+        requests.loc[ends_at_once, name] = requests.loc[ends_at_once, name].map(lambda values: values[:0])
+    _, four = decisions(replace(results, requests=requests))
+    assert four.best in {"draft_model draft=small", "draft_model draft=large"}
+    assert all(forecast.predicted_tokens_per_s > 0 for forecast in four.forecasts)
+
+
 def test_an_arm_with_an_injected_latency_or_without_phases_is_left_out_and_named(tmp_path):
     slowed = replace(FAST[0], name="slowed", latency_ms=5.0)
     outside = Arm("transformers-assisted", "transformers-assisted", alpha=0.5, gamma=2)

@@ -1,0 +1,85 @@
+"""Phases through ``torch.compile``."""
+
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from specbench.decode.method import Prefill, RowView, StepResult, TokenTree
+from specbench.decode.sampling import Sampler
+from specbench.decode.static import hosted
+from specbench.decode.step import Accepted, State, Step, Verified
+from specbench.decode.trace import Phase
+from specbench.errors import SpecbenchError, first_line
+
+T = TypeVar("T")
+
+# Layouts of chains are made once and kept; traced, they become constants of the compiled phase, which is as good.
+warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+
+
+def compiled(work: Callable[..., T]) -> Callable[..., T]:
+    """Some work by ``torch.compile``, in one piece, for every form of its inputs anew.
+
+    A graph that broke, or a form beyond the compiler's usual limit, would run eagerly without a word: here the one is
+    an error, and there is no limit.
+    """
+    from torch._dynamo import config
+
+    config.recompile_limit = config.accumulated_recompile_limit = 1 << 16
+    return torch.compile(work, fullgraph=True, dynamic=False)
+
+
+class CompiledStep(Step):
+    """Another step with some of its phases compiled; one that cannot be compiled runs as it is.
+
+    Args:
+        inner: Runs the phases.
+        phases: Those to compile.
+
+    Attributes:
+        refused: Why a phase runs as it is.
+    """
+
+    def __init__(self, inner: Step, phases: Collection[Phase]) -> None:
+        super().__init__(inner.target, inner.method, inner.decoding)
+        self._inner = inner
+        self._works: dict[Phase, Callable[..., Any]] = {phase: compiled(getattr(inner, phase)) for phase in phases}
+        self.refused = {phase: why for phase, why in hosted(inner).items() if phase in phases}
+
+    @property
+    def compiled_phases(self) -> tuple[Phase, ...]:
+        """Phases that are compiled."""
+        return tuple(phase for phase in self._works if phase not in self.refused)
+
+    def begin(self, view: RowView, prefill: Prefill) -> None:
+        """As it is."""
+        self._inner.begin(view, prefill)
+
+    def draft(self, view: RowView) -> TokenTree:
+        """Compiled or not."""
+        return self._run("draft", view)
+
+    def verify(self, tree: TokenTree, root: Tensor, lengths: Tensor, longest: int) -> Verified:
+        """Compiled or not."""
+        return self._run("verify", tree, root, lengths, longest)
+
+    def accept(self, tree: TokenTree, verified: Verified, state: State, sampler: Sampler) -> Accepted:
+        """Compiled or not."""
+        return self._run("accept", tree, verified, state, sampler)
+
+    def update(self, view: RowView, result: StepResult) -> None:
+        """Compiled or not."""
+        self._run("update", view, result)
+
+    def _run(self, phase: Phase, *inputs: Any) -> Any:
+        if phase in self.compiled_phases:
+            try:
+                return self._works[phase](*inputs)
+            except SpecbenchError:
+                raise
+            except Exception as error:  # noqa: BLE001  (torch's reasons are many; what is at fault fails again as it is)
+                self.refused[phase] = first_line(error)
+        return getattr(self._inner, phase)(*inputs)

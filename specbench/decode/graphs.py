@@ -1,0 +1,170 @@
+"""CUDA graphs: phases that are captured once and replayed. Nobody else knows that they exist.
+
+A graph is a list of kernels with their addresses, run without Python. So all that a phase reads or writes must lie
+where it lay when the phase was captured: ``StaticStep`` sees to that, and everything here rests on it.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from specbench.decode.cache import SlabCache
+from specbench.decode.static import StaticStep, form, hosted, is_tensor
+from specbench.decode.step import Step
+from specbench.decode.trace import PHASES, Phase
+from specbench.errors import SpecbenchError, first_line
+
+T = TypeVar("T")
+
+_Key = tuple[Phase, tuple[Hashable, ...]]
+
+
+class Recorder(Protocol):
+    """Records what a device does."""
+
+    def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Run some work as often as it takes; return its result, and what does it again into the very same tensors."""
+
+
+class CudaRecorder:
+    """CUDA graphs, all from one pool of memory: they never run at the same time.
+
+    Unverified until a GPU has run it.
+    """
+
+    # Kernels are loaded, plans are made and workspaces are allocated in the first rounds; none of that may be captured.
+    _ROUNDS_BEFORE = 3
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Capture; what the result holds is void until the first replay."""
+        stream = self._stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self._ROUNDS_BEFORE):
+                work()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Thread-local: what telemetry does in its own thread must not spoil a capture.
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result, graph.replay
+
+
+class _Recording(NamedTuple):
+    """A phase for one form of inputs: the tensors that it reads, those that it leaves, and how to run it again."""
+
+    inputs: list[Tensor]
+    result: Any
+    replay: Callable[[], None]
+
+
+@dataclass
+class RecordingNotes:
+    """What could not be recorded.
+
+    Attributes:
+        refused: Why a phase runs as it is.
+        missed: Phases of measured steps whose inputs had a form that was never recorded, so that they ran as they are.
+    """
+
+    refused: dict[Phase, str] = field(default_factory=dict)
+    missed: int = 0
+
+
+class RecordedStep(StaticStep):
+    """Phases as recordings of another step's. They are made when it settles, and never afterwards.
+
+    Args:
+        inner: Runs the phases; compiled or not.
+        recorder: Records them.
+        bound_stride: As in `StaticStep`.
+        refused: Phases that shall run as they are, and why.
+    """
+
+    def __init__(
+        self,
+        inner: Step,
+        recorder: Recorder,
+        bound_stride: int = 128,
+        refused: Mapping[Phase, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(inner, bound_stride)
+        self._recorder = recorder
+        self._recordings: dict[_Key, _Recording] = {}
+        self._owned: dict[int, Tensor] = {}
+        self._slab: SlabCache | None = None
+        self.notes = RecordingNotes({**hosted(inner), **refused})
+
+    @property
+    def captured_phases(self) -> tuple[Phase, ...]:
+        """Phases that are replayed."""
+        recorded = {phase for phase, _ in self._recordings}
+        return tuple(phase for phase in PHASES if phase in recorded and phase not in self.notes.refused)
+
+    def adopt(self, values: T) -> T:
+        """As before; what lies still is no copy's source."""
+        adopted = super().adopt(values)
+        self._own(adopted)
+        return adopted
+
+    def settle(self) -> None:
+        """Record every form."""
+        if not self.is_settled:
+            self._slab = self.target.cache
+        super().settle()
+
+    def _run(self, phase: Phase, work: Callable[..., T], *inputs: Any) -> T:
+        leaves, spec = pytree.tree_flatten(inputs)
+        key = (phase, (spec, *map(self._signature, leaves)))
+        recording = self._recordings.get(key) if self.target.cache is self._slab else None
+        is_wanted = self._slab is not None and phase not in self.notes.refused
+        if recording is None and is_wanted and not self.is_settled:
+            recording = self._record(phase, key, work, inputs)
+        if recording is None:
+            self.notes.missed += is_wanted and self.is_settled
+            return work(*inputs)
+        for kept, given in zip(recording.inputs, filter(is_tensor, leaves), strict=True):
+            if kept is not given:
+                kept.copy_(given)
+        recording.replay()
+        return recording.result
+
+    def _record(self, phase: Phase, key: _Key, work: Callable[..., T], inputs: tuple[Any, ...]) -> _Recording | None:
+        leaves, spec = pytree.tree_flatten(inputs)
+        kept = [self._kept(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        at_home = pytree.tree_unflatten(kept, spec)
+        try:
+            result, replay = self._recorder.record(phase, lambda: work(*at_home))
+        except SpecbenchError:
+            raise
+        except Exception as error:  # noqa: BLE001  (what cannot be recorded is run as it is, and says why)
+            self.notes.refused[phase] = first_line(error)
+            return None
+        self._own(result)
+        self._recordings[key] = _Recording([*filter(is_tensor, kept)], result, replay)
+        return self._recordings[key]
+
+    def _signature(self, leaf: object) -> Hashable:
+        """What tells recordings apart: which tensor, if it stays where it is, else of which form; or the value."""
+        return id(leaf) if id(leaf) in self._owned else form(leaf)
+
+    def _own(self, values: object) -> None:
+        """Keep tensors where they are: recordings read or write them."""
+        self._owned |= {id(leaf): leaf for leaf in filter(is_tensor, pytree.tree_leaves(values))}
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """The tensor itself if it stays where it is, else a copy that does."""
+        if id(tensor) not in self._owned:
+            tensor = tensor.clone()
+            self._own(tensor)
+        return tensor

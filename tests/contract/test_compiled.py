@@ -1,0 +1,34 @@
+"""What every method owes when its phases are compiled."""
+
+import pytest
+
+from specbench.decode.acceptance import Match, Rejection
+from specbench.decode.compiled import CompiledStep
+from specbench.decode.static import StaticStep
+from specbench.decode.step import Decoding, Step
+from specbench.decode.trace import PHASES
+from specbench.testing.cases import FAMILY, PROMPTS, TOKENS, Case
+from support import decoding
+
+RULES = {
+    "greedy": {},
+    "match": {"rule": Match(), "temperature": 0.8},
+    "rejection": {"rule": Rejection(), "temperature": 0.8},
+}
+
+
+def compiled(case: Case, how):
+    target = decoding.family(FAMILY)
+    method = case.able(target, rule=how.get("rule"))
+    return StaticStep(CompiledStep(Step(target, method, Decoding(TOKENS, **how)), PHASES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", RULES.values(), ids=RULES)
+def test_compiled_its_text_and_what_is_accepted_are_the_same(case, how):
+    step = compiled(case, how)
+    trace, plain = decoding.decode(step.target, step.method, PROMPTS, step=step), case.run(**how)
+    assert decoding.ids(trace) == decoding.ids(plain)
+    assert [row.accepted_per_step for row in trace.rows] == [row.accepted_per_step for row in plain.rows]
+    kept = set() if step.method.carries() is not None else {"draft", "update"}
+    assert set(step.compiled_phases) == set(PHASES) - kept
