@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from specbench.decode.loop import Requests, generate
 from specbench.decode.method import D, LoadContext, Method, RowView, TokenTree
 from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
+from specbench.decode.trace import BatchTrace
 from specbench.models.loader import LoadedModel, ModelPool, placement
 from specbench.models.zoo import ZOO
 
@@ -61,7 +63,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Floor:
-    """Draft nodes of a step on average, milliseconds of a step and of its floor, their ratio with its interval."""
+    """Width of a step in draft nodes on average, milliseconds of it and of its floor, their ratio with its interval."""
 
     setting: Setting
     nodes: float
@@ -148,14 +150,13 @@ class _Subject:
         self._method.load(LoadContext(target.model, draft_model, drafter))
 
     def step(self, requests: Requests, decoding: Decoding, clock: Timeline) -> tuple[float, int, float]:
-        """Decode seconds and steps of one batch, and the draft nodes of a step on average."""
+        """Decode seconds and steps of one batch, and how many draft nodes wide a step was on average."""
         watch = HeadlineWatch(clock)
         with no_garbage_collection():
             trace = generate(self._target, self._method, requests, decoding, watch)
         if self._loose and not self._products:
             self._products = self._products_of_a_draft(requests, decoding)
-        nodes = [count for row in trace.rows for count in row.drafted_nodes_per_step]
-        return watch.timing.decode_s, trace.steps, float(np.mean(nodes))
+        return watch.timing.decode_s, trace.steps, mean_width(trace)
 
     @torch.inference_mode()
     def floor(self, requests: Requests, nodes: int, clock: Timeline) -> tuple[float, float]:
@@ -201,6 +202,12 @@ class _Subject:
             for handle in handles:
                 handle.remove()
         return seen
+
+
+def mean_width(trace: BatchTrace) -> float:
+    """Draft nodes of a step on average, as the target ran them: a batch is as wide as its widest row."""
+    rows = [row.drafted_nodes_per_step for row in trace.rows]
+    return float(np.mean([max(counts) for counts in zip_longest(*rows, fillvalue=0)]))
 
 
 class _Product(NamedTuple):

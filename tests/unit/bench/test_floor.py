@@ -5,10 +5,11 @@ import json
 import pytest
 
 from methods.redrafter import ReDrafter, ReDrafterOptions
-from specbench.bench.floor import Setting, _floor, _Subject, main
+from specbench.bench.floor import Setting, _floor, _Subject, main, mean_width
 from specbench.decode.loop import Requests
 from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
+from specbench.decode.trace import BatchTrace, RowTrace
 from support import decoding, models
 
 
@@ -53,3 +54,9 @@ def test_what_a_draft_cannot_do_without_are_its_matrix_products():
     shapes = [tuple(product.shape) for product in products]
     assert shapes == [(1, beams, width) for beams in (1, 3, 3) for width, _ in a_step]
     assert subject._method.draft.__self__ is subject._method
+
+
+def test_a_ragged_batch_is_as_wide_as_its_widest_row():
+    """Steps of 5, 4 and 6 nodes: the second row ends after two, and what it would have drafted is not verified."""
+    rows = [RowTrace(drafted_nodes_per_step=[5, 2, 6]), RowTrace(drafted_nodes_per_step=[3, 4])]
+    assert mean_width(BatchTrace(rows)) == 5.0
