@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import CompileConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from specbench.decode.acceptance import Rule
 from specbench.decode.attention.hook import unhooked
@@ -110,12 +110,6 @@ class TransformersGenerate(_Transformers):
 
     options: GenerateOptions
 
-    def unsupported(self, batch_size: int, rule: Rule, device: torch.device) -> str | None:
-        """A cache of fixed size is made for graphs and kernels that only a GPU has."""
-        if self.options.cache != "dynamic" and device.type != "cuda":
-            return f"the {self.options.cache} cache of transformers is timed on CUDA only"
-        return None
-
     def load(self, context: LoadContext) -> None:
         """Take the target; forwards that were compiled for other cells do not count against this one's."""
         super().load(context)
@@ -138,7 +132,11 @@ class TransformersGenerate(_Transformers):
         """The cache; ``generate`` compiles on its own where that is fixed in size and nobody forbids it."""
         if self.options.cache == "dynamic":
             return {}
-        return {"cache_implementation": "static", "disable_compile": self.options.cache == "static"}
+        if self.options.cache == "static":
+            return {"cache_implementation": "static", "disable_compile": True}
+        compile_config = CompileConfig()
+        compile_config._compile_all_devices = True  # its own tests' way to compile on a CPU as well
+        return {"cache_implementation": "static", "compile_config": compile_config}
 
 
 class _Assisted(_Transformers):

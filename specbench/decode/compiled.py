@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from specbench.decode.method import Prefill, RowView, StepResult, TokenTree
+from specbench.decode.method import Method, Prefill, RowView, StepResult, TokenTree
 from specbench.decode.sampling import Sampler
 from specbench.decode.static import hosted
 from specbench.decode.step import Accepted, State, Step, Verified
@@ -46,7 +46,9 @@ class CompiledStep(Step):
     def __init__(self, inner: Step, phases: Collection[Phase]) -> None:
         super().__init__(inner.target, inner.method, inner.decoding)
         self._inner = inner
-        self._works: dict[Phase, Callable[..., Any]] = {phase: compiled(getattr(inner, phase)) for phase in phases}
+        self._works: dict[Phase, Callable[..., Any]] = {
+            phase: compiled(getattr(inner, phase)) for phase in phases if _does_something(inner, phase)
+        }
         self.refused = {phase: why for phase, why in hosted(inner).items() if phase in phases}
 
     @property
@@ -83,3 +85,10 @@ class CompiledStep(Step):
             except Exception as error:  # noqa: BLE001  (torch's reasons are many; what is at fault fails again as it is)
                 self.refused[phase] = first_line(error)
         return getattr(self._inner, phase)(*inputs)
+
+
+def _does_something(step: Step, phase: Phase) -> bool:
+    """Whether there is anything to compile: a call of compiled code costs more than one that does nothing."""
+    if phase == "draft":
+        return step.caps.max_nodes > 0
+    return phase != "update" or type(step.method).update is not Method.update

@@ -4,6 +4,7 @@ import pytest
 
 from specbench.decode.acceptance import Match, Rejection
 from specbench.decode.compiled import CompiledStep
+from specbench.decode.method import Method
 from specbench.decode.static import StaticStep
 from specbench.decode.step import Decoding, Step
 from specbench.decode.trace import PHASES
@@ -30,5 +31,7 @@ def test_compiled_its_text_and_what_is_accepted_are_the_same(case, how):
     trace, plain = decoding.decode(step.target, step.method, PROMPTS, step=step), case.run(**how)
     assert decoding.ids(trace) == decoding.ids(plain)
     assert [row.accepted_per_step for row in trace.rows] == [row.accepted_per_step for row in plain.rows]
-    kept = set() if step.method.carries() is not None else {"draft", "update"}
+    kept = {"draft", "update"} if step.method.carries() is None else set()
+    kept |= {"draft"} if step.caps.max_nodes == 0 else set()
+    kept |= {"update"} if type(step.method).update is Method.update else set()
     assert set(step.compiled_phases) == set(PHASES) - kept
