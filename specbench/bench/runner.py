@@ -370,6 +370,7 @@ class _Run:
         failure = first_failure(failure)
         if target is None or failure is not None:
             return failure or Failure("error", "the target was not loaded")
+        target.model.release()  # another cell's batches may have been larger
         self.notes.weigh(cell.cell.target.name, target)
         return target
 

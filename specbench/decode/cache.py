@@ -64,10 +64,19 @@ class SlabCache:
     def __init__(self, shape: KVShape, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         places = shape.devices or (device,) * shape.layers
         size = (2, batch, slots, shape.heads, shape.dim)
-        by_device = {
-            place: torch.zeros(places.count(place), *size, dtype=dtype, device=place) for place in dict.fromkeys(places)
-        }
-        self.slabs = list(by_device.values())
+        slabs = [torch.zeros(places.count(place), *size, dtype=dtype, device=place) for place in dict.fromkeys(places)]
+        self._lay(slabs, places, device)
+
+    def first_rows(self, batch: int) -> "SlabCache":
+        """A cache for fewer rows in the same place, so that what knows the address of this one stays right."""
+        fewer = SlabCache.__new__(SlabCache)
+        fewer._lay([slab[:, :, :batch] for slab in self.slabs], self._places, self.rows.device)
+        return fewer
+
+    def _lay(self, slabs: list[Tensor], places: tuple[torch.device, ...], device: torch.device) -> None:
+        self.slabs, self._places = slabs, places
+        _, _, batch, slots, _, _ = slabs[0].shape
+        by_device = dict(zip(dict.fromkeys(places), slabs, strict=True))
         self.batch, self.slots = batch, slots
         self.rows = torch.arange(batch, device=device)[:, None]
         self.index = torch.arange(slots, device=device)

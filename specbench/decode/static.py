@@ -71,8 +71,9 @@ class StaticStep(Step):
         return self._inner.compiled_phases
 
     def bound(self, longest: int) -> int:
-        """The next multiple of the stride."""
-        return min(-(-longest // self._stride) * self._stride, self.target.cache.slots)
+        """The next multiple of the stride; the whole cache where attention reads each row's length by itself."""
+        slots = self.target.cache.slots
+        return min(-(-longest // self._stride) * self._stride, slots) if self.target.attention.needs_view else slots
 
     def adopt(self, values: T) -> T:
         """Values of a new batch, in the buffers that earlier batches of that shape have used."""
@@ -88,7 +89,8 @@ class StaticStep(Step):
 
     def begin(self, view: RowView, prefill: Prefill) -> None:
         """As it is, since prompts have any length; then what the method carries gets its place."""
-        self._inner.begin(view, prefill)
+        # Caches of the method's own are as large as the target's, so that they stay where they are as long as it does.
+        self._inner.begin(replace(view, capacity=self.target.cache.slots), prefill)
         for name, tensor in self.adopt({name: getattr(self.method, name) for name in self._carried or ()}).items():
             setattr(self.method, name, tensor)
 
@@ -149,8 +151,8 @@ class StaticStep(Step):
             view, tree, state = self._last
             state.lengths.fill_(1)  # within every bound
             state.active.zero_()
-            for bound in range(self._stride, self.target.cache.slots + self._stride, self._stride):
-                self._walk_widths(_Walk(replace(view, longest=self.bound(bound)), tree, state))
+            for bound in sorted(set(map(self.bound, range(1, self.target.cache.slots + 1)))):
+                self._walk_widths(_Walk(replace(view, longest=bound), tree, state))
         self.is_settled = True
 
     def _walk_widths(self, last: _Walk) -> None:

@@ -7,6 +7,7 @@ over a tree equal those of plain sequences; one that fails is refused with the r
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -111,6 +112,8 @@ class CachedModel:
         self._no_mask = self._by_layer(*[torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)] * 2)
         self.attention = attention if isinstance(attention, Attention) else choose(module, self.windows, attention)
         self._cache: SlabCache | None = None
+        self._whole: SlabCache | None = None
+        self.release()
 
     @property
     def cache(self) -> SlabCache:
@@ -121,11 +124,12 @@ class CachedModel:
     @property
     def kv_bytes(self) -> int:
         """Bytes of its slab; 0 without one."""
-        return 0 if self._cache is None else self._cache.kv_bytes
+        return 0 if self._whole is None else self._whole.kv_bytes
 
     def release(self) -> None:
         """Let go of the slab; the next batch makes another."""
-        self._cache = None
+        self._cache = self._whole = None
+        self._parts: dict[int, SlabCache] = {}
 
     def sharing_weights(self) -> "CachedModel":
         """The same weights with a slab of its own, for another user in the same process."""
@@ -137,11 +141,17 @@ class CachedModel:
         return _windows(self.config, self._masks)
 
     def allocate(self, batch: int, slots: int) -> None:
-        """Make room for ``batch`` rows of ``slots`` slots; a slab that fits serves again, as nothing stale is read."""
-        if self._cache is None or self._cache.batch != batch or self._cache.slots < slots:
-            self._cache = None  # let go of the old slab before the new one is made
+        """Make room for ``batch`` rows of ``slots`` slots; a slab that fits serves again, as nothing stale is read.
+
+        A smaller batch takes the first rows of it: a last partial one must not cost the full ones their place.
+        """
+        if self._whole is None or self._whole.batch < batch or self._whole.slots < slots:
+            self.release()  # let go of the old slab before the new one is made
             with torch.inference_mode(mode=False):  # a forward outside the loop may write to it too
-                self._cache = SlabCache(self.kv_shape, batch, slots, self.dtype, self.device)
+                self._whole = SlabCache(self.kv_shape, batch, slots, self.dtype, self.device)
+        if batch not in self._parts:
+            self._parts[batch] = self._whole if batch == self._whole.batch else self._whole.first_rows(batch)
+        self._cache = self._parts[batch]
 
     @torch.no_grad()
     def prefill(
@@ -551,9 +561,10 @@ def _self_test(model: CachedModel, seed: int) -> SelfTest:
     # 0 and 1 hang from the root, 2 and 3 from 1, 4 from 3; the second row has padding in the last place.
     parents = [[-1, -1, 1, 1, 3], [-1, -1, 1, 1, -2]]
     roots = [row.pop() for row in prompts]
-    saved, model._cache = model._cache, None  # the caller's slab stays untouched
+    own = copy(model)
+    own.release()  # the caller's slab stays untouched
     try:
-        return _compared(model, _Case(prompts, roots, draft, parents, after))
+        return _compared(own, _Case(prompts, roots, draft, parents, after))
     except ModelRefusedError:
         raise
     except Exception as error:  # whatever a foreign model raises is its reason
@@ -561,8 +572,6 @@ def _self_test(model: CachedModel, seed: int) -> SelfTest:
         raise ModelRefusedError(
             f"{model.name} ({type(model.module).__name__}): it fails on a forward over a token tree: {reason}"
         ) from error
-    finally:
-        model._cache = saved
 
 
 class _Case(NamedTuple):

@@ -201,6 +201,19 @@ def test_hooks_are_hung_once_and_leave_a_forward_that_asks_for_nothing_as_it_was
     assert model.prefill(ids, torch.tensor([3])).hidden == {}
 
 
+def test_a_smaller_batch_takes_the_first_rows_and_the_full_one_finds_its_slab_where_it_was():
+    model = decoding.family("llama")
+    model.allocate(4, 30)
+    whole, place = model.cache, model.cache.slab.data_ptr()
+    model.allocate(3, 20)
+    assert (model.cache.batch, model.cache.slab.data_ptr(), model.kv_bytes) == (3, place, whole.kv_bytes)
+    model.allocate(4, 25)
+    assert model.cache is whole
+    model.allocate(5, 25)
+    assert model.cache.batch == 5
+    assert model.cache is not whole
+
+
 def test_a_handle_that_shares_weights_has_a_slab_of_its_own():
     model = decoding.family("llama")
     other = model.sharing_weights()
