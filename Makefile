@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
 RESULTS ?= results
+GPU_RESULTS ?= $(RESULTS)/gpu
 
 DRAFTS := pico-flat pico-wide pico-tall pico-deep pico-large pico-small
 REDRAFTERS := pico-redrafter pico-redrafter-plain pico-redrafter-bag
@@ -15,7 +16,14 @@ REDRAFTERS := pico-redrafter pico-redrafter-plain pico-redrafter-bag
 # Large buffers are kept instead of being handed back to the system after every training step.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: demo test test-all lint types contracts check floor overhead family clean
+# Parts of `make gpu`, experiments/gpu/*.yaml, and the seconds that each may take.
+GPU_PARTS := texts:25 methods:50 executions:85 baselines:55 verify_widths:40 batches:55 drafts:30 large:25
+GPU_TESTS_S := 70
+GPU_OVERHEAD_S := 15
+GPU_REPORT_S := 30
+WITHIN := timeout --signal=INT --kill-after=10
+
+.PHONY: demo test test-all lint types contracts check floor overhead gpu family clean
 
 demo: $(BIN)/.installed
 	$(BIN)/specbench run experiments/quickstart.yaml --results $(RESULTS)
@@ -44,6 +52,19 @@ floor: $(BIN)/.installed
 
 overhead: $(BIN)/.installed
 	$(BIN)/python -m specbench.bench.overhead
+
+# Every part runs in a process of its own: one that fails, or takes too long, costs the others nothing, what it has
+# finished is kept, and the next `make gpu` goes on from there.
+gpu: $(BIN)/.installed
+	-$(WITHIN) $(GPU_TESTS_S) $(BIN)/python -m pytest -q -m gpu --junitxml=$(GPU_RESULTS)/tests.xml \
+	  $$(grep -rl --include='*.py' 'mark\.gpu' tests)
+	for part in $(GPU_PARTS); do \
+	  $(WITHIN) $${part#*:} $(BIN)/specbench run experiments/gpu/$${part%:*}.yaml --results $(GPU_RESULTS) \
+	    || echo "$$part: exit code $$?"; \
+	done
+	-$(WITHIN) $(GPU_OVERHEAD_S) $(BIN)/python -m specbench.bench.overhead --device cuda --batch-size 1 --units 4 \
+	  --out $(GPU_RESULTS)/overhead.json
+	$(WITHIN) $(GPU_REPORT_S) $(BIN)/specbench report $(GPU_RESULTS)
 
 family: $(BIN)/.installed
 	$(TRAIN_ENV) $(BIN)/specbench train target pico

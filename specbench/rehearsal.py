@@ -63,7 +63,9 @@ def _small_prompts(prompts: PromptSettings) -> PromptSettings:
 
 
 def _small_machine(machine: MachineSettings) -> MachineSettings:
-    return machine.model_copy(update={"device": "cpu", "dtype": "auto", "attention": "auto", "parallel": "none"})
+    """A CPU, which has no graphs to be with or without."""
+    as_here = {"device": "cpu", "dtype": "auto", "attention": "auto", "parallel": "none", "graphs": True}
+    return machine.model_copy(update=as_here)
 
 
 def _small_measure(measure: MeasureSettings) -> MeasureSettings:

@@ -80,7 +80,8 @@ class MedusaOptions(Options):
     """Which heads, and which of their guesses are verified."""
 
     heads: str = Field(
-        description="embedded heads, a folder or a hub id: Medusa's own files, a Medusa-2 model, or vLLM's layout",
+        description="embedded heads, a folder or a hub id: Medusa's own files, a Medusa-2 model, or vLLM's layout; or "
+        "random",
         json_schema_extra={"drafter": "pico-medusa"},
     )
     tree: Tree = Field(

@@ -32,7 +32,7 @@ class ReDrafterOptions(Options):
     """Which drafter, and how wide and how far it searches."""
 
     drafter: str = Field(
-        description="embedded drafter, folder or hub id; Apple's format",
+        description="embedded drafter, folder or hub id in Apple's format; or random",
         json_schema_extra={"drafter": "pico-redrafter"},
     )
     width: int = Field(4, ge=1, le=128, description="beams")

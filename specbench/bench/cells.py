@@ -14,7 +14,7 @@ from specbench.decode.loop import Requests
 from specbench.decode.step import Decoding
 from specbench.errors import ConfigError, SpecbenchError
 from specbench.grid import Arm, Cell, Plan, trial_id
-from specbench.models.drafters import DrafterFiles, locate_drafter
+from specbench.models.drafters import DrafterFiles, RandomDrafter, locate_drafter
 from specbench.models.loader import Placement, attention_of, placement
 from specbench.models.source import Source, check_same_token_map, locate
 from specbench.models.zoo import ZOO
@@ -65,7 +65,7 @@ class ReadyCell:
     where: Placement
     target: Source
     drafts: dict[str, list[Source]]
-    drafters: dict[str, list[DrafterFiles]]
+    drafters: dict[str, list[DrafterFiles | RandomDrafter]]
     prompts: PromptSet
     decoding: Decoding
     trial_ids: dict[str, str]
@@ -169,8 +169,8 @@ class _Shared:
 
         return self._once(f"draft {model!r} {target!r}", checked)
 
-    def drafter(self, name: str) -> DrafterFiles:
-        """Trained weights of a method's own."""
+    def drafter(self, name: str) -> DrafterFiles | RandomDrafter:
+        """Weights of a method's own."""
         return self._once(f"drafter {name}", lambda: locate_drafter(name, self._zoo))
 
     def prompts(self, cell: Cell) -> PromptSet:
@@ -233,7 +233,7 @@ def target_sha(target: Source) -> str:
     return hashlib.sha256(f"{target.weights_sha} {target.tokenizer_sha}".encode()).hexdigest()[:16]
 
 
-def _shas(*sources: Source | DrafterFiles) -> str:
+def _shas(*sources: Source | DrafterFiles | RandomDrafter) -> str:
     return " ".join(source.weights_sha for source in sources)
 
 

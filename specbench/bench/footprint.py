@@ -79,7 +79,7 @@ class Footprints:
         self.problems: list[str] = []
         self._zoo = zoo
         self._bare: dict[tuple[str, Placement], tuple[Source, CachedModel]] = {}
-        self._drafters: dict[tuple[str, int], Drafter] = {}
+        self._drafters: dict[tuple[str, type[Drafter], int], Drafter] = {}
         self._seen: dict[str, _Seen] = {}
 
     def of(self, cell: Cell, where: Placement, longest: int) -> Footprint | None:
@@ -152,9 +152,9 @@ class Footprints:
 
     def drafter(self, kind: type[D], reference: str, target: CachedModel) -> D:
         """Trained weights, of which only the shapes are kept."""
-        key = reference, id(target.module)
+        key = reference, kind, id(target.module)
         if key not in self._drafters:
-            self._drafters[key] = kind.load(locate_drafter(reference, self._zoo).folder, target)
+            self._drafters[key] = locate_drafter(reference, self._zoo).load(kind, target)
         return cast("D", self._drafters[key]).bind(target).eval()
 
     def draft(self, reference: str, where: Placement) -> CachedModel:

@@ -28,6 +28,7 @@ IGNORED = -100
 TOP = 10
 """Ranks whose accuracy a training reports."""
 _ROWS_AT_ONCE = 2048  # of logits over the whole vocabulary
+_RANDOM_STD = 0.02  # what transformers draws weights with
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,25 @@ class Drafter(nn.Module, ABC):
     @abstractmethod
     def new(cls, settings: "BaseModel", target: "CachedModel") -> Self:
         """Untrained weights for a target, float32 on its device; torch's seed decides them."""
+
+    @classmethod
+    def random(cls, settings: "BaseModel", target: "CachedModel", seed: int = 0) -> Self:
+        """Weights that nobody has trained, of the shape that fits a target: they take their time, and guess nothing.
+
+        All are drawn, those too that training begins with at zero: kernels and power limits treat zeros kindly. They
+        are made on the target's device and in its precision, so that no larger copy ever stands anywhere. A kind whose
+        constructor takes other arguments than (settings, hidden size, rows of the vocabulary) brings its own.
+        """
+        rows, hidden_size = target.output_matrix.shape
+        make: Callable[..., Self] = cls
+        with torch.device("meta"):
+            made = make(settings, hidden_size, rows)
+        made = made.to(target.dtype).to_empty(device=target.device)
+        with torch.random.fork_rng(devices=[target.device] if target.device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(seed)
+            for weight in made.parameters():
+                weight.normal_(std=_RANDOM_STD)
+        return made
 
     @classmethod
     @abstractmethod

@@ -8,7 +8,7 @@ import copy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -283,7 +283,7 @@ class ModelPool:
         self.where = where
         self._zoo = zoo
         self._loaded: dict[str, LoadedModel] = {}
-        self._drafters: dict[tuple[str, str], Drafter] = {}
+        self._drafters: dict[tuple[str, str, type[Drafter]], Drafter] = {}
 
     def get(self, reference: str | RandomModel) -> LoadedModel:
         """The model, loaded now or earlier.
@@ -311,23 +311,20 @@ class ModelPool:
         return self._get(reference, self.where.whole).model.sharing_weights()
 
     def drafter(self, kind: type[D], reference: str, target: LoadedModel) -> D:
-        """Trained weights of a method's own for ``target``, the same object for everyone.
+        """Weights of a method's own for ``target``, the same object for everyone.
 
         Raises:
             SpecbenchError: As ``locate_drafter`` and the kind's ``load``.
         """
-        key = repr(reference), target.source.name
+        key = repr(reference), target.source.name, kind  # random ones are of any kind
         if key not in self._drafters:
-            files = locate_drafter(reference, self._zoo)
-            self._drafters[key] = kind.load(files.folder, target.model).bind(target.model).eval()
-        found = self._drafters[key]
-        if not isinstance(found, kind):
-            raise ConfigError(f"{reference}: holds {type(found).__name__}, and {kind.__name__} are wanted")
-        return found
+            found = locate_drafter(reference, self._zoo).load(kind, target.model)
+            self._drafters[key] = found.bind(target.model).eval()
+        return cast("D", self._drafters[key])
 
     def has(self, reference: str | RandomModel) -> bool:
         """Whether the model, or the drafter, is loaded."""
-        return repr(reference) in {*self._loaded, *(name for name, _ in self._drafters)}
+        return repr(reference) in {*self._loaded, *(name for name, *_ in self._drafters)}
 
     def keep_only(self, references: set[str]) -> None:
         """Let go of every model and drafter but those whose ``repr`` is in ``references``."""

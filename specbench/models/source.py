@@ -286,6 +286,11 @@ def digest_of_weights(files: list[Path]) -> str:
     return _digest(_weight_bytes(files))
 
 
+def digest_of_text(text: str) -> str:
+    """Sixteen hex digits of a text."""
+    return _digest([text.encode()])
+
+
 def _weight_bytes(files: list[Path]) -> Iterator[bytes]:
     whole = sum(path.stat().st_size for path in files) <= _HASHED_WHOLE_BYTES
     for path in files:

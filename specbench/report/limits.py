@@ -110,6 +110,7 @@ class Limits:
             captured_launch_ms=None if in_graph_s is None else _MS * in_graph_s,
             enqueued_ms=_or_none(enqueued_ms),
             captured=frozenset(filter(None, str(row["captured_phases"] or "").split(","))),
+            is_compiled="compiled" in str(row.get("execution") or ""),
             is_cpu=is_cpu(row["device"]),
             dtype=row["dtype"],
             attention=row["attention"],

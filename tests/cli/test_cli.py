@@ -299,6 +299,23 @@ def test_the_readme_of_the_figures_names_files_and_figures_that_there_are():
     assert set(drawn) <= {*FIGURES}
 
 
+GPU = {
+    "texts": "2 cells, 14 trials",
+    "methods": "1 cell, 8 trials",
+    "executions": "4 cells, 12 trials",
+    "baselines": "1 cell, 5 trials",
+    "verify_widths": "4 cells, 24 trials, 20 forward times",
+    "batches": "3 cells, 18 trials",
+    "drafts": "2 cells, 12 trials",
+    "large": "1 cell, 5 trials",
+}
+
+
+def test_every_part_of_the_suite_for_a_gpu_is_right():
+    lines = specbench_command("check", str(ROOT / "experiments" / "gpu" / "all.yaml")).out.splitlines()
+    assert lines == [f"gpu_{name}: ok: {counts}" for name, counts in GPU.items()]
+
+
 def test_no_experiment_of_the_repository_is_left_out_above():
     names = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
     shown = ("beams", "figure6", "rnn", "sampling", "table1", "table3", "table4", "trees")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-def run_together(code: str, folder: Path, *, count: int = 2, timeout_s: float = 300) -> list[str]:
+def run_together(code: str, folder: Path, *, count: int = 2, timeout_s: float = 900) -> list[str]:
     """Run a script in ``count`` processes and return what each printed; all of them have to end well."""
     script = folder / "together.py"
     script.write_text(code)
@@ -24,6 +24,10 @@ def run_together(code: str, folder: Path, *, count: int = 2, timeout_s: float = 
         )
         for rank in range(count)
     ]
-    printed = [process.communicate(timeout=timeout_s)[0] for process in started]
+    try:
+        printed = [process.communicate(timeout=timeout_s)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()  # one that waits for another that has died would wait for half an hour
     assert [process.returncode for process in started] == [0] * count
     return printed

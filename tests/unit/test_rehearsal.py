@@ -35,6 +35,16 @@ def test_it_is_the_same_grid_on_the_embedded_family():
     assert (found.measure.repeats, found.measure.warmup) == (1, 1)
 
 
+def test_with_and_without_graphs_is_one_cell_where_there_are_none():
+    cells = rehearsed(rest="machine: {graphs: [false, true], compile: [false, true]}").cells
+    assert [(cell.machine.graphs, cell.machine.compile) for cell in cells] == [(True, False), (True, True)]
+
+
+def test_random_weights_of_a_method_s_own_become_those_of_the_family():
+    arms = rehearsed("[{medusa: {heads: 'random:heads=1'}}, {redrafter: {drafter: random}}]").cells[0].arms
+    assert [arm.drafters for arm in arms[2:]] == [["pico-medusa"], ["pico-redrafter"]]
+
+
 def test_embedded_drafts_stay_as_they_are():
     found = rehearsed("[{draft_model: {draft: [pico-tall, pico-wide]}}]").cells[0].arms
     assert [arm.options["draft"] for arm in found[2:]] == ["pico-tall", "pico-wide"]

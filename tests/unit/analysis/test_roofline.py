@@ -192,6 +192,10 @@ def test_a_draft_adds_its_weights_as_often_as_they_are_read_and_its_keys():
     limit = step_limit(drafting, Load(3, 4, 1000), A100, A100)
     assert limit.draft_s == pytest.approx((4 * 87e6 + 4 * 6144 * 3 * 1000) / 2e12)
     assert limit.step_s == pytest.approx(limit.draft_s + limit.verify_s)
+    # Where operations are what it waits for, three of four rows have three quarters of them.
+    slow = Hardware(bytes_per_s=2.0e12, operations_per_s=1e10)
+    computed = step_limit(drafting, Load(3, 4, 0), A100, slow).draft_s
+    assert computed == pytest.approx(0.75 * 4 * 4 * 87e6 / 1e10)
 
 
 def test_a_gpu_is_judged_by_the_faster_of_reading_and_copying_and_a_cpu_by_reading():

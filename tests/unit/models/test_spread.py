@@ -118,6 +118,9 @@ def test_each_layers_keys_and_values_live_where_the_layer_does():
             output = model.verify(layout, torch.tensor([[7, 8, 9, 1], [4, 3, 2, 1]]), lengths, 4, (POST_NORM,))
             model.cache.compact(torch.tensor([[0, 2, 3], [0, 2, -1]]), torch.tensor([3, 2]), lengths)
             assert states.device == output.hidden[POST_NORM].device == output.logits.device == torch.device("cpu")
+    there = spread.cache.window_on(torch.device("meta"))
+    assert there.rows.device == there.slots.device == torch.device("meta")
+    assert spread.cache.window_on(torch.device("meta")) is there
     first, second = spread.cache.slabs
     assert (first.device.type, second.device.type) == ("cpu", "meta")
     assert first.shape == second.shape == (1, 2, 2, 16, 2, 16)
