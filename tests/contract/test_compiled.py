@@ -34,4 +34,4 @@ def test_compiled_its_text_and_what_is_accepted_are_the_same(case, how):
     kept = {"draft", "update"} if step.method.carries() is None else set()
     kept |= {"draft"} if step.caps.max_nodes == 0 else set()
     kept |= {"update"} if type(step.method).update is Method.update else set()
-    assert set(step.compiled_phases) == set(PHASES) - kept
+    assert set(step.compiled_phases) == set(PHASES) - kept, step._inner.refused
