@@ -23,7 +23,7 @@ GPU_OVERHEAD_S := 15
 GPU_REPORT_S := 30
 WITHIN := timeout --signal=INT --kill-after=10
 
-.PHONY: demo test test-all lint types contracts check floor overhead gpu family clean
+.PHONY: demo test test-all test-compiled lint types contracts check floor overhead gpu family clean
 
 demo: $(BIN)/.installed
 	$(BIN)/specbench run experiments/quickstart.yaml --results $(RESULTS)
@@ -34,6 +34,10 @@ test: $(BIN)/.installed
 
 test-all: $(BIN)/.installed
 	$(BIN)/python -m pytest -n auto --slow
+
+# Without the checks of shapes that pyproject.toml asks for: a function that is checked cannot be compiled.
+test-compiled: $(BIN)/.installed
+	$(BIN)/python -m pytest -n auto --slow -o addopts=--import-mode=importlib tests/contract/test_compiled.py
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
@@ -56,7 +60,7 @@ overhead: $(BIN)/.installed
 # Every part runs in a process of its own: one that fails, or takes too long, costs the others nothing, what it has
 # finished is kept, and the next `make gpu` goes on from there.
 gpu: $(BIN)/.installed
-	-$(WITHIN) $(GPU_TESTS_S) $(BIN)/python -m pytest -q -m gpu --junitxml=$(GPU_RESULTS)/tests.xml \
+	-$(WITHIN) $(GPU_TESTS_S) $(BIN)/python -m pytest -q -o addopts=--import-mode=importlib -m gpu --junitxml=$(GPU_RESULTS)/tests.xml \
 	  $$(grep -rl --include='*.py' 'mark\.gpu' tests)
 	for part in $(GPU_PARTS); do \
 	  $(WITHIN) $${part#*:} $(BIN)/specbench run experiments/gpu/$${part%:*}.yaml --results $(GPU_RESULTS) \

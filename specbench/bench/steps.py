@@ -80,7 +80,7 @@ class ReadyStep:
     def __init__(
         self, target: CachedModel, method: Method, decoding: Decoding, machine: MachineSettings, *, draft_is_paced: bool
     ) -> None:
-        is_gpu = target.device.type == "cuda"
+        is_gpu = target.device.type == "cuda" and not target.is_spread  # one graph is of one device
         kept: set[Phase] = {"draft"} if draft_is_paced else set()
         wanted = PHASES if machine.compile else ("accept",) if is_gpu else ()
         self.step = Step(target, method, decoding)

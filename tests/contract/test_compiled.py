@@ -1,4 +1,4 @@
-"""What every method owes when its phases are compiled."""
+"""What every method owes when its phases are compiled: make test-compiled."""
 
 import pytest
 
@@ -16,6 +16,12 @@ RULES = {
     "match": {"rule": Match(), "temperature": 0.8},
     "rejection": {"rule": Rejection(), "temperature": 0.8},
 }
+
+
+@pytest.fixture(autouse=True)
+def _without_checks_of_shapes(pytestconfig):
+    if pytestconfig.getoption("--jaxtyping-packages", default=None):
+        pytest.skip("functions whose shapes are checked cannot be compiled; make test-compiled runs this without")
 
 
 def compiled(case: Case, how):

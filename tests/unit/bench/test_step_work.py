@@ -71,7 +71,7 @@ def test_a_draft_model_reads_its_own_weights_once_a_forward(target):
 
 def test_operations_are_as_many_for_many_rows_as_for_one(target):
     counts = []
-    for rows in (1, 8):
+    for rows in (1, 32):
         method = decoding.draft_model(target, {"d": models.target("llama")}, draft="d", gamma=3)
         requests = Requests([[1, 2, 3, 4]] * rows, list(range(rows)))
         work = count_step(target, method, requests, DECODING, drafts=[method.model])
