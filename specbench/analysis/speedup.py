@@ -238,7 +238,7 @@ class _Identity:
 
 @of_frame
 def _identity(rows: pd.DataFrame) -> _Identity:
-    values = {column: set(rows[column].unique()) for column in COMPARABLE}
+    values = {column: set(rows[column].unique()) if column in rows else set() for column in COMPARABLE}
     return _Identity(values, {*zip(rows["block"], rows["prompt_id"], strict=True)})
 
 

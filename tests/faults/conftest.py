@@ -44,11 +44,11 @@ def with_method(name, kind):
 
 
 class FailsLater(DraftModel):
-    """Out of memory in the second block and the third, after warm-up and the first went well."""
+    """Out of memory in the second block and the third, after warm-up, a count of its work and the first went well."""
 
     def begin(self, view, prefill):
         self.batches = getattr(self, "batches", 0) + 1
-        if self.batches > 2:
+        if self.batches > 3:
             raise MemoryError
         super().begin(view, prefill)
 
