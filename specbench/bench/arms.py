@@ -245,7 +245,14 @@ class CoreArm(LiveArm):
         if reason is None:
             paced = self.arm.draft_latency_ms is not None
             machine = self._cell.cell.machine
-            self._ready = ReadyStep(self._target, self._method, self._cell.decoding, machine, draft_is_paced=paced)
+            self._ready = ReadyStep(
+                self._target,
+                self._method,
+                self._cell.decoding,
+                machine,
+                draft_is_paced=paced,
+                drafts=self._handles,
+            )
         return reason
 
     def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
@@ -256,12 +263,22 @@ class CoreArm(LiveArm):
         """As for every arm; phases are compiled and captured before, and the draft latency is set."""
         if self.failure is None:
             requests = _warm_up_requests(block)
-            self._ready.prepare(lambda: self._decode(requests, "headline"))
-            if self.arm.draft_latency_ms is not None:
+            self._prepare(requests)
+            if self.failure is None and self.arm.draft_latency_ms is not None:
                 self._set_latency(requests, self.arm.draft_latency_ms * 1e-3)
         step_s = super().warm_up(block, passes)
         self._forget_latencies()
         return step_s
+
+    def _prepare(self, requests: Requests) -> None:
+        failure = None
+        try:
+            self._ready.prepare(lambda: self._decode(requests, "headline"))
+        except Exception as error:  # noqa: BLE001  (as in a batch)
+            failure = self._failed(error)
+        self.failure = first_failure(failure)
+        if self.failure is not None:
+            self._settle(self.failure)
 
     def reserve(self, block: Block) -> None:
         """Done for all arms before one is warmed up: phases are compiled and captured for the cache that they found."""

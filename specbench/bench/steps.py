@@ -1,7 +1,7 @@
 """The step of an arm: its phases as they are, compiled, or captured as CUDA graphs, as the machine section asks."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -72,13 +72,21 @@ class ReadyStep:
         decoding: How it decodes.
         machine: Whether phases are compiled, and whether they are captured.
         draft_is_paced: A draft whose latency is kept runs as it is: the pacer reads the clock around it.
+        drafts: The draft models that the method has been given.
 
     Attributes:
         step: For ``decode.loop.generate``.
     """
 
     def __init__(
-        self, target: CachedModel, method: Method, decoding: Decoding, machine: MachineSettings, *, draft_is_paced: bool
+        self,
+        target: CachedModel,
+        method: Method,
+        decoding: Decoding,
+        machine: MachineSettings,
+        *,
+        draft_is_paced: bool,
+        drafts: Sequence[CachedModel] = (),
     ) -> None:
         is_gpu = target.device.type == "cuda" and not target.is_spread  # one graph is of one device
         kept: set[Phase] = {"draft"} if draft_is_paced else set()
@@ -91,7 +99,7 @@ class ReadyStep:
         if is_gpu and machine.graphs:
             self._recorder = CountingRecorder(CudaRecorder(target.device), target.device)
             reasons = dict.fromkeys(kept, "its latency is kept")
-            self.step = self._recorded = RecordedStep(self.step, self._recorder, refused=reasons)
+            self.step = self._recorded = RecordedStep(self.step, self._recorder, refused=reasons, drafts=drafts)
         elif self._compiled is not None:
             self.step = StaticStep(self.step)
 

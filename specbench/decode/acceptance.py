@@ -273,6 +273,7 @@ class Synthetic(Rule):
         return (luck < _constant(tuple(self.survival(step.max_depth)), device)).sum(-1)
 
 
+# The compiler looks behind a cache: it would make the tensor on the host in every step, and no graph can hold the copy.
 @lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A tensor that is copied to the device once, not in every step."""

@@ -4,7 +4,7 @@ A graph is a list of kernels with their addresses, run without Python. So all th
 where it lay when the phase was captured: ``StaticStep`` sees to that, and everything here rests on it.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from specbench.decode.cache import SlabCache
 from specbench.decode.static import StaticStep, form, hosted, is_tensor
 from specbench.decode.step import Step
+from specbench.decode.target import CachedModel
 from specbench.decode.trace import PHASES, Phase
 from specbench.errors import SpecbenchError, first_line
 
@@ -41,22 +42,24 @@ class CudaRecorder:
     _ROUNDS_BEFORE = 3
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Capture; what the result holds is void until the first replay."""
-        stream = self._stream
-        stream.wait_stream(torch.cuda.current_stream())
+        stream, before = self._stream, torch.cuda.current_stream(self._device)
+        stream.wait_stream(before)
+        graph = torch.cuda.CUDAGraph()
+        # A capture that fails leaves torch on its stream: only a context of our own leads back from there.
         with torch.cuda.stream(stream):
             for _ in range(self._ROUNDS_BEFORE):
                 work()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Thread-local: what telemetry does in its own thread must not spoil a capture.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            result = work()
-        torch.cuda.current_stream().wait_stream(stream)
+            stream.synchronize()
+            # Thread-local: what telemetry does in its own thread must not spoil a capture.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                result = work()
+        before.wait_stream(stream)
         return result, graph.replay
 
 
@@ -89,6 +92,8 @@ class RecordedStep(StaticStep):
         recorder: Records them.
         bound_stride: As in `StaticStep`.
         refused: Phases that shall run as they are, and why.
+        drafts: The models that the method drafts with. What is recorded reads and writes their slabs too, and is not
+            run again once they or the target have others.
     """
 
     def __init__(
@@ -97,12 +102,14 @@ class RecordedStep(StaticStep):
         recorder: Recorder,
         bound_stride: int = 128,
         refused: Mapping[Phase, str] = MappingProxyType({}),
+        drafts: Sequence[CachedModel] = (),
     ) -> None:
         super().__init__(inner, bound_stride)
         self._recorder = recorder
         self._recordings: dict[_Key, _Recording] = {}
         self._owned: dict[int, Tensor] = {}
-        self._slab: SlabCache | None = None
+        self._models = (self.target, *drafts)
+        self._slabs: list[SlabCache | None] | None = None
         self.notes = RecordingNotes({**hosted(inner), **refused})
 
     @property
@@ -120,14 +127,14 @@ class RecordedStep(StaticStep):
     def settle(self) -> None:
         """Record every form."""
         if not self.is_settled:
-            self._slab = self.target.cache
+            self._slabs = self._slabs_now
         super().settle()
 
     def _run(self, phase: Phase, work: Callable[..., T], *inputs: Any) -> T:
         leaves, spec = pytree.tree_flatten(inputs)
         key = (phase, (spec, *map(self._signature, leaves)))
-        recording = self._recordings.get(key) if self.target.cache is self._slab else None
-        is_wanted = self._slab is not None and phase not in self.notes.refused
+        is_wanted = self._slabs is not None and phase not in self.notes.refused
+        recording = self._recordings.get(key) if is_wanted and self._slabs_now == self._slabs else None
         if recording is None and is_wanted and not self.is_settled:
             recording = self._record(phase, key, work, inputs)
         if recording is None:
@@ -138,6 +145,11 @@ class RecordedStep(StaticStep):
                 kept.copy_(given)
         recording.replay()
         return recording.result
+
+    @property
+    def _slabs_now(self) -> list[SlabCache | None]:
+        """What the models decode on; slabs are equal to none but themselves."""
+        return [model.slab_cache for model in self._models]
 
     def _record(self, phase: Phase, key: _Key, work: Callable[..., T], inputs: tuple[Any, ...]) -> _Recording | None:
         leaves, spec = pytree.tree_flatten(inputs)

@@ -191,7 +191,7 @@ class _Reader:
             host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
             host.copy_(packed, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(packed.device))  # the current device need not be this one
             self._waiting.append((host, event))
         else:
             self._waiting.append((packed, None))

@@ -122,6 +122,11 @@ class CachedModel:
         return self._cache
 
     @property
+    def slab_cache(self) -> SlabCache | None:
+        """The slab that it has, if it has one."""
+        return self._cache
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of its slab; 0 without one."""
         return 0 if self._whole is None else self._whole.kv_bytes

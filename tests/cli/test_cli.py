@@ -251,6 +251,7 @@ def test_help_answers_in_less_than_three_tenths_of_a_second():
     ("name", "counts"),
     [
         ("baselines", "3 cells, 21 trials"),
+        ("compiled", "2 cells, 14 trials"),
         ("quickstart", "2 cells, 14 trials"),
         ("draft_depth", "1 cell, 10 trials"),
         ("family", "2 cells, 36 trials"),
@@ -320,4 +321,4 @@ def test_no_experiment_of_the_repository_is_left_out_above():
     names = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
     shown = ("beams", "figure6", "rnn", "sampling", "table1", "table3", "table4", "trees")
     papers = [f"redrafter_{name}" for name in shown]
-    assert names == ["baselines", "draft_depth", "family", "quickstart", *papers, "vicuna_grid"]
+    assert names == ["baselines", "compiled", "draft_depth", "family", "quickstart", *papers, "vicuna_grid"]

@@ -8,6 +8,7 @@ import torch
 from methods.draft_model import DraftModel
 from specbench import registry
 from specbench.bench.arms import failure_of
+from specbench.bench.steps import ReadyStep
 from specbench.records.store import Store
 from tests.unit.bench.bench_plans import ONE_CELL, run
 
@@ -102,3 +103,18 @@ def test_every_way_of_saying_that_memory_is_full_is_understood(error):
 def test_a_gpu_whose_free_memory_is_in_pieces_comes_with_advice(unused, hint):
     failure = failure_of(torch.cuda.OutOfMemoryError(CUDA.format(unused=unused)))
     assert failure.reason == f"CUDA out of memory. Tried to allocate 2.00 GiB.{hint}"
+
+
+def test_memory_that_ends_while_a_step_is_made_ready_ends_the_arm_and_not_the_run(folder, monkeypatch):
+    prepare = ReadyStep.prepare
+
+    def hungry(self, run):
+        if isinstance(self.step.method, DraftModel):
+            torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
+        prepare(self, run)
+
+    monkeypatch.setattr(ReadyStep, "prepare", hungry)
+    rows = Store(run(folder, ONE_CELL).folder).read("requests")
+    statuses = {arm: set(own["status"]) for arm, own in rows.groupby("arm")}
+    assert statuses.pop("draft_model") == {"oom"}
+    assert set.union(*statuses.values()) == {"ok"}

@@ -27,7 +27,7 @@ measure: {repeats: 1, warmup: 1}
 machine: {device: cpu}
 """
 ONE = BESIDE.replace("[1, 2]", "1").replace("count: 5", "count: 2").replace("warmup: 1", "warmup: 0")
-DYNAMIC = "transformers-generate cache=dynamic"
+DYNAMIC, STATIC = "transformers-generate cache=dynamic", "transformers-generate cache=static"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_every_baseline_runs_in_the_blocks_of_the_core_on_the_same_prompts(besid
 def test_greedy_texts_of_transformers_are_the_cores_own(beside):
     _, rows = beside
     measured = rows[rows["method"].str.startswith("transformers") & (rows["status"] == "ok")]
-    assert set(measured["arm"]) == {DYNAMIC, "transformers-assisted", "transformers-prompt-lookup"}
+    assert set(measured["arm"]) == {DYNAMIC, STATIC, "transformers-assisted", "transformers-prompt-lookup"}
     assert set(measured["verdict"]) == {"equal"}
     assert set(measured["rule"]) == {"greedy"}
     assert measured["lossless"].all()
@@ -87,8 +87,6 @@ def test_what_cannot_run_is_rows_with_the_reason(beside):
         assert set(of(rows, method, 2)["reason"]) == {
             "assisted generation of transformers takes one prompt at a time, not 2"
         }
-    static = rows[rows["arm"] == "transformers-generate cache=static"]
-    assert set(static["reason"]) == {"the static cache of transformers is timed on CUDA only"}
 
 
 def test_no_phase_of_a_baseline_is_timed_and_those_of_the_core_are(beside):
@@ -101,7 +99,7 @@ def test_no_phase_of_a_baseline_is_timed_and_those_of_the_core_are(beside):
 
 def test_a_run_with_unsupported_baselines_has_not_failed(beside):
     summary, _ = beside
-    assert (summary.failed, summary.wrong, summary.outside_wrong, summary.unsupported) == (0, 0, 0, 4)
+    assert (summary.failed, summary.wrong, summary.outside_wrong, summary.unsupported) == (0, 0, 0, 2)
 
 
 def test_sampled_texts_are_not_compared_even_where_the_core_matches_token_for_token(folder):
@@ -169,9 +167,10 @@ def test_a_wrong_text_of_a_baseline_is_seen_and_is_no_fault_of_a_method(folder, 
     summary = run(folder, ONE)
     rows = Store(summary.folder).read("requests")
     assert set(of(rows[rows["status"] == "ok"], "transformers-generate")["verdict"]) == {"WRONG"}
-    assert (summary.wrong, summary.outside_wrong) == (0, 2)
-    (warning,) = notes(summary)[0]["warnings"][:1]
-    assert f"texts of {DYNAMIC} differ from those of the core's autoregressive" in warning
+    assert (summary.wrong, summary.outside_wrong) == (0, 4)
+    warnings = "\n".join(notes(summary)[0]["warnings"])
+    for arm in (DYNAMIC, STATIC):
+        assert f"texts of {arm} differ from those of the core's autoregressive" in warnings
 
 
 def test_a_baseline_that_breaks_becomes_rows_and_the_others_stay(folder, monkeypatch):
@@ -181,7 +180,7 @@ def test_a_baseline_that_breaks_becomes_rows_and_the_others_stay(folder, monkeyp
     monkeypatch.setattr(TransformersGenerate, "generate", broken)
     rows = Store(run(folder, ONE).folder).read("requests")
     failed = rows[rows["status"] == "error"]
-    assert set(failed["arm"]) == {DYNAMIC}
+    assert set(failed["arm"]) == {DYNAMIC, STATIC}
     assert set(failed["reason"]) == {"ValueError: transformers changed"}
     assert set(of(rows, "draft_model")["status"]) == {"ok"}
 

@@ -1,5 +1,7 @@
 """specbench.bench.step_work"""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,7 @@ def test_operations_are_as_many_for_many_rows_as_for_one(target):
     for rows in (1, 32):
         method = decoding.draft_model(target, {"d": models.target("llama")}, draft="d", gamma=3)
         requests = Requests([[1, 2, 3, 4]] * rows, list(range(rows)))
+        count_step(target, method, requests, DECODING, drafts=[method.model])  # layouts are made once
         work = count_step(target, method, requests, DECODING, drafts=[method.model])
         counts.append({phase: own.launches for phase, own in work.phases.items()})
     assert counts[0] == counts[1]
@@ -95,6 +98,7 @@ def test_a_batch_that_ends_with_its_first_token_has_no_step_to_count(target):
 
 def test_layers_that_look_back_a_window_are_told_apart(target):
     assert windowed_layers(target) == (0.0, None)
+    target.config = deepcopy(target.config)  # the module, and with it its configuration, is everybody's
     target.config.sliding_window = 8
     target.config.layer_types = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
     assert windowed_layers(target) == (0.5, 8)

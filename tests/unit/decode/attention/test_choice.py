@@ -196,7 +196,7 @@ def test_the_run_s_own_shapes_are_checked():
 def test_on_a_cpu_the_choice_is_torch_without_repeated_heads():
     found = choose(_fresh("llama"), FULL)
     assert (found.name, found.needs_view) == ("grouped", True)
-    assert dict.fromkeys(found.refused.values()) == {"runs on CUDA only": None}
+    assert set(found.refused.values()) <= {"runs on CUDA only", "Triton is not installed"}
 
 
 def test_a_clock_lets_the_faster_one_take_over_and_only_if_it_is_clearly_faster(monkeypatch):
