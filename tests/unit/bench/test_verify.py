@@ -53,8 +53,8 @@ def test_a_target_that_writes_other_text_than_its_own_is_wrong(folder, monkeypat
 
     generate = arms.generate
 
-    def spoilt(target, method, *arguments):
-        trace = generate(target, method, *arguments)
+    def spoilt(target, method, *arguments, **named):
+        trace = generate(target, method, *arguments, **named)
         if isinstance(method, DraftModel):
             trace.rows[0].output_ids[3] = (trace.rows[0].output_ids[3] + 1) % 320
         return trace
@@ -79,8 +79,8 @@ def test_missing_rows_and_empty_texts_are_faults_and_never_equal(folder, monkeyp
 
     generate = arms.generate
 
-    def spoilt(target, method, *arguments):
-        trace = generate(target, method, *arguments)
+    def spoilt(target, method, *arguments, **named):
+        trace = generate(target, method, *arguments, **named)
         if isinstance(method, DraftModel):
             spoil(trace)
         return trace
