@@ -64,11 +64,11 @@ def _best_seconds(work: Callable[[], object], clock: Timeline, *, captured: bool
 def _captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):  # a capture that fails leaves torch on its stream: this leads back from there
         for _ in range(3):
             work()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            work()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        work()
     return graph

@@ -164,11 +164,11 @@ def _graph_of(work: Callable[[], object], device: torch.device, clock: Timeline)
         with torch.cuda.device(device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            with torch.cuda.stream(side):  # a capture that fails leaves torch on its stream: this leads back from there
                 work()  # libraries set up their workspaces on the stream that is captured
+                with torch.cuda.graph(graph, stream=side):
+                    work()
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, stream=side):
-                work()
     except RuntimeError:
         clock.wall()  # what was begun ends before it is begun again
         return work

@@ -275,6 +275,7 @@ class Synthetic(Rule):
 
 # The compiler looks behind a cache: it would make the tensor on the host in every step, and no graph can hold the copy.
 @lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A tensor that is copied to the device once, not in every step."""
     return torch.tensor(values, device=device)

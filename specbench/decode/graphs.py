@@ -114,8 +114,8 @@ class RecordedStep(StaticStep):
 
     @property
     def captured_phases(self) -> tuple[Phase, ...]:
-        """Phases that are replayed."""
-        recorded = {phase for phase, _ in self._recordings}
+        """Phases that are replayed; none on slabs other than those that were recorded with."""
+        recorded = {phase for phase, _ in self._recordings} if self._slabs_now == self._slabs else set()
         return tuple(phase for phase in PHASES if phase in recorded and phase not in self.notes.refused)
 
     def adopt(self, values: T) -> T:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specbench.decode import acceptance
 from specbench.decode.acceptance import (
     Decision,
     Greedy,
@@ -511,3 +512,18 @@ def test_every_rule_says_whether_it_is_lossy_and_whether_it_is_simulated():
     assert [(rule.lossless, rule.simulated) for rule in (Greedy(), Match(), Rejection())] == [(True, False)] * 3
     assert [(rule.lossless, rule.simulated) for rule in (Typical(), RedrafterPaper())] == [(False, False)] * 2
     assert (Synthetic(mean_length=2.0).lossless, Synthetic(mean_length=2.0).simulated) == (False, True)
+
+
+def test_compiled_a_prescription_is_not_made_on_the_host_in_every_step():
+    graphs = []
+
+    def note(graph, _inputs):
+        graphs.append(graph.graph)
+        return graph
+
+    def accepted(luck: Tensor) -> Tensor:
+        return (luck[:, None] < acceptance._constant((0.9, 0.5), luck.device)).sum(-1)
+
+    depths = torch.compile(accepted, backend=note, fullgraph=True, dynamic=False)(torch.tensor([0.1, 0.6, 0.95]))
+    assert depths.tolist() == [2, 1, 0]
+    assert torch.tensor not in {node.target for graph in graphs for node in graph.nodes}

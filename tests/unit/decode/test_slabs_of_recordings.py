@@ -37,5 +37,6 @@ def test_recordings_are_not_run_once_another_batch_size_has_brought_another_slab
     recorded, plain = _recorded()
     few = _accepted(recorded, PROMPTS[:2])
     assert few == _accepted(plain, PROMPTS[:2])
+    assert recorded.captured_phases == ()
     assert _accepted(recorded) == _accepted(plain)
     assert recorded.notes.missed > 0
