@@ -16,7 +16,7 @@ from specbench.errors import SpecbenchError, first_line
 
 T = TypeVar("T")
 
-# Layouts of chains are made once and kept; traced, they become constants of the compiled phase, which is as good.
+# Layouts of chains are made once and kept; compiled, they are made again in each step, fused with what reads them.
 warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
 
 
@@ -80,8 +80,8 @@ class CompiledStep(Step):
         if phase in self.compiled_phases:
             try:
                 return self._works[phase](*inputs)
-            except SpecbenchError:
-                raise
+            except (SpecbenchError, MemoryError, torch.cuda.OutOfMemoryError):
+                raise  # not the compiler's fault
             except Exception as error:  # noqa: BLE001  (torch's reasons are many; what is at fault fails again as it is)
                 self.refused[phase] = first_line(error)
         return getattr(self._inner, phase)(*inputs)
