@@ -13,6 +13,7 @@ import torch
 from specbench.bench import timing
 from specbench.bench.timing import Timeline
 from specbench.decode.attention.choice import Shape, choose
+from specbench.decode.graphs import capture
 from specbench.decode.target import CachedModel
 
 _CALLS = 5
@@ -43,32 +44,19 @@ def settle(model: CachedModel, shapes: Iterable[Shape], clock: Timeline, *, capt
     """
     if model.device.type != "cuda" or model.attention.is_asked_for or model.attention.lines is None:
         return
-    seconds_of = partial(_best_seconds, clock=clock, captured=captured)
+    seconds_of = partial(_best_seconds, clock=clock, captured_on=model.device if captured else None)
     found = choose(model.module, model.windows, "auto", list(shapes), seconds_of)
     if found.lines is not None:
         model.attention = found
     torch.cuda.empty_cache()
 
 
-def _best_seconds(work: Callable[[], object], clock: Timeline, *, captured: bool) -> float:
+def _best_seconds(work: Callable[[], object], clock: Timeline, *, captured_on: torch.device | None) -> float:
     """Best seconds of some calls; what cannot be captured where it should be takes for ever."""
     try:
-        call = _captured(work).replay if captured else work
+        call = capture(work, captured_on)[1].replay if captured_on else work
         call()
     except Exception:  # noqa: BLE001  (whatever it is: such a backend is of no use here)
         clock.wall()
         return math.inf
     return min(timing.seconds_of(call, clock) for _ in range(_CALLS))
-
-
-def _captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):  # a capture that fails leaves torch on its stream: this leads back from there
-        for _ in range(3):
-            work()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from specbench.bench.timing import Timeline, no_garbage_collection, seconds_of, timeline
+from specbench.decode.graphs import capture
 
 _PRODUCT_ROWS = (1, 2, 4, 8, 16, 32)
 _BUDGET_S, _FEWEST, _MOST = 0.1, 2, 50
@@ -159,17 +160,9 @@ def _repeat(run: Callable[[], object], times: int) -> None:
 
 def _graph_of(work: Callable[[], object], device: torch.device, clock: Timeline) -> Callable[[], object]:
     """The work as a captured graph; as it is where it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.device(device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # a capture that fails leaves torch on its stream: this leads back from there
-                work()  # libraries set up their workspaces on the stream that is captured
-                with torch.cuda.graph(graph, stream=side):
-                    work()
-            torch.cuda.current_stream().wait_stream(side)
+            return capture(work, device)[1].replay
     except RuntimeError:
         clock.wall()  # what was begun ends before it is begun again
         return work
-    return graph.replay

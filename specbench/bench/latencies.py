@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
+import yaml
 from torch import Tensor
 
 from specbench.analysis.latencies import median_interval
@@ -372,7 +373,8 @@ class _Run:
         """Measure the points whose ids are asked for; the rows of a group are written when it has ended."""
         settings, study = self._study.settings, self._study
         device, threads = self._where.device, study.machine.threads
-        with recorded(self._store, settings, argv=argv, device=device, threads=threads, seed=study.seed) as run_id:
+        asked = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        with recorded(self._store, asked, argv=argv, device=device, threads=threads, seed=study.seed) as run_id:
             self._run_id = run_id
             units: list[Unit] = []
             for subject in subjects:

@@ -1,12 +1,11 @@
-"""The row of ``runs`` behind measurements that no plan of trials stands for: who measured what, where and with what."""
+"""The row of ``runs`` behind all that a run stores: who measured what, where and with what, and how it ended."""
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-import yaml
 
 from specbench.bench import machine
 from specbench.bench.cells import MEASUREMENT_VERSION
@@ -16,48 +15,45 @@ from specbench.records.schema import SCHEMA_VERSION
 from specbench.records.store import Store
 
 
+def new_run_id() -> str:
+    """A name that no other run has, and that sorts by when it began."""
+    return f"{utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
+
+
 @contextmanager
 def recorded(
-    store: Store, settings: Mapping[str, Any], *, argv: Sequence[str], device: torch.device, threads: int, seed: int
+    store: Store,
+    experiment_yaml: str,
+    *,
+    argv: Sequence[str],
+    device: torch.device,
+    threads: int,
+    seed: int,
+    run_id: str | None = None,
+    notes: Callable[[], Any] = lambda: None,
+    has_failed: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
-    """Keep a row of ``runs`` up to date while something is measured, however that ends; gives the new ``run_id``.
+    """Keep a row of ``runs`` up to date while something is measured, however that ends; gives its ``run_id``.
 
     Args:
         store: Where rows go.
-        settings: What is measured, with every default; kept as YAML.
+        experiment_yaml: What is measured, with every default.
         argv: The command line; secrets are redacted.
         device: Where it runs.
         threads: Of the CPU.
         seed: Of all chance.
+        run_id: Where the run has one already.
+        notes: What the run has decided so far; asked at its beginning and at its end.
+        has_failed: Whether a run that came to its end is to be called failed all the same.
     """
-    row = _row(settings, argv, device, threads, seed)
-    store.write_run(row)
-    status = "interrupted"
-    try:
-        yield str(row["run_id"])
-        status = "done"
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        status = "failed"
-        raise
-    finally:
-        # On a full disk this fails as well, and must not hide why.
-        with suppress(ResultsError) if status == "failed" else nullcontext():
-            store.write_run(row | {"status": status})
-
-
-def _row(
-    settings: Mapping[str, Any], argv: Sequence[str], device: torch.device, threads: int, seed: int
-) -> dict[str, Any]:
     sha, dirty = machine.git_state()
-    return {
-        "run_id": f"{utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}",
+    row = {
+        "run_id": run_id or new_run_id(),
         "started_at": utc_now(),
         "git_sha": sha,
         "git_dirty": dirty,
         "argv": machine.as_json(machine.redacted_argv(argv)),
-        "experiment": yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True),
+        "experiment": experiment_yaml,
         "versions": machine.as_json(machine.versions()),
         "machine": machine.as_json(machine.describe()),
         "threads": threads,
@@ -65,6 +61,19 @@ def _row(
         "seed": seed,
         "schema_version": SCHEMA_VERSION,
         "measurement_version": MEASUREMENT_VERSION,
-        "notes": None,
-        "status": "running",
     }
+
+    def write(status: str) -> None:
+        said = notes()
+        store.write_run(row | {"notes": None if said is None else machine.as_json(said), "status": status})
+
+    write("running")
+    try:
+        yield str(row["run_id"])
+        status = "failed" if has_failed() else "done"
+    except BaseException as error:
+        # On a full disk this fails as well, and must not hide why.
+        with suppress(ResultsError):
+            write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    write(status)

@@ -7,10 +7,9 @@ After the trials come the studies of the plan, into the same folder.
 """
 
 import gc
-import secrets
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from specbench.bench.arms import (
     live_arm,
 )
 from specbench.bench.attention import settle, shapes_of
-from specbench.bench.cells import MEASUREMENT_VERSION, Block, ReadyCell, loaded_names, ready
+from specbench.bench.cells import Block, ReadyCell, loaded_names, ready
 from specbench.bench.conditions import Conditions, Observer, watched_devices
 from specbench.bench.conversations import NoAnswerError, answered, waits_for_answers
 from specbench.bench.dry_run import dry_run
@@ -46,6 +45,7 @@ from specbench.bench.judge import Judge
 from specbench.bench.memory import MemoryObserver, MemoryUse
 from specbench.bench.processes import run_apart
 from specbench.bench.progress import Reporter, narrated, reporter
+from specbench.bench.provenance import new_run_id, recorded
 from specbench.bench.roofline import Limits
 from specbench.bench.rows import Place, request_rows, step_rows
 from specbench.bench.studies import StudySummary, run_studies, score_data
@@ -58,7 +58,7 @@ from specbench.grid import AUTOREGRESSIVE, Arm, Plan
 from specbench.models.loader import LoadedModel, ModelPool, Placement, placement
 from specbench.models.ranks import agreed, leads
 from specbench.models.zoo import ZOO
-from specbench.records.schema import REQUESTS, SCHEMA_VERSION
+from specbench.records.schema import REQUESTS
 from specbench.records.store import Store
 
 __all__ = ["RunSummary", "dry_run", "run"]
@@ -274,7 +274,7 @@ class _Run:
     ) -> None:
         self.measure, self.cells, self.request, self.process = measure, cells, request, process
         self.past, self.store = past, past.store
-        self.run_id = f"{timing.utc_now().replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
+        self.run_id = new_run_id()
         self.limits = Limits(self.store, self.run_id)
         self.work = {cell.name: self._units(cell) for cell in cells}
         to_retry = past.failed_blocks() if request.retry_failed else set()
@@ -493,45 +493,19 @@ class _Run:
 
     # --- the record
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Keep the run's own row up to date, however the run ends."""
-        row = self._row()
-        self.store.write_run(row)
-        status = "interrupted"
-        try:
-            yield
-            status = "done" if not self._counts(self.past.and_now(self.keys(self.todo)))["failed"] else "failed"
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            status = "failed"
-            raise
-        finally:
-            # On a full disk this fails as well, and must not hide why.
-            with suppress(ResultsError) if status == "failed" else nullcontext():
-                self.store.write_run(row | {"status": status, "notes": machine.as_json(vars(self.notes))})
-
-    def _row(self) -> dict[str, Any]:
+    def _recorded(self) -> AbstractContextManager[str]:
         first = self.cells[0]
-        sha, dirty = machine.git_state()
-        return {
-            "run_id": self.run_id,
-            "started_at": timing.utc_now(),
-            "git_sha": sha,
-            "git_dirty": dirty,
-            "argv": machine.as_json(machine.redacted_argv(self.request.argv)),
-            "experiment": self.request.experiment_yaml,
-            "versions": machine.as_json(machine.versions()),
-            "machine": machine.as_json(machine.describe()),
-            "threads": first.cell.machine.threads,
-            "device": machine.device_name(first.where.device),
-            "seed": first.cell.decode.seed,
-            "schema_version": SCHEMA_VERSION,
-            "measurement_version": MEASUREMENT_VERSION,
-            "notes": machine.as_json(vars(self.notes)),
-            "status": "running",
-        }
+        return recorded(
+            self.store,
+            self.request.experiment_yaml,
+            argv=self.request.argv,
+            device=first.where.device,
+            threads=first.cell.machine.threads,
+            seed=first.cell.decode.seed,
+            run_id=self.run_id,
+            notes=lambda: vars(self.notes),
+            has_failed=lambda: self._counts(self.past.and_now(self.keys(self.todo)))["failed"] > 0,
+        )
 
     def summary(self, blocks: int, kept: int, runs: "Sequence[_Run]") -> RunSummary:
         """How the cells stand, all processes and earlier runs together; cautions are of those measured now."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from specbench.bench.arms import Failure, failure_of
 from specbench.bench.cells import ReadyCell
 from specbench.bench.history import only_writer
@@ -131,8 +129,8 @@ def run_studies(
 def _recorded(plan: Plan, store: Store, argv: Sequence[str], experiment_yaml: str) -> Any:
     """The row of ``runs`` of an experiment that has no trials, which would write one."""
     first = plan.studies.machines[0]
-    settings, device = yaml.safe_load(experiment_yaml), placement(first).device
-    return recorded(store, settings, argv=argv, device=device, threads=first.threads, seed=0)
+    device = placement(first).device
+    return recorded(store, experiment_yaml, argv=argv, device=device, threads=first.threads, seed=0)
 
 
 def contexts(section: LatencySection, cells: Sequence[ReadyCell]) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ class CompiledStep(Step):
         self._run("update", view, result)
 
     def _run(self, phase: Phase, *inputs: Any) -> Any:
-        if phase in self.compiled_phases:
+        if phase in self._works and phase not in self.refused:
             try:
                 return self._works[phase](*inputs)
             except (SpecbenchError, MemoryError, torch.cuda.OutOfMemoryError):

@@ -32,14 +32,43 @@ class Recorder(Protocol):
         """Run some work as often as it takes; return its result, and what does it again into the very same tensors."""
 
 
-class CudaRecorder:
-    """CUDA graphs, all from one pool of memory: they never run at the same time.
+# Kernels are loaded, plans are made and workspaces are allocated in the first rounds; none of that may be captured.
+_ROUNDS_BEFORE = 3
+
+
+def capture(
+    work: Callable[[], T],
+    device: torch.device,
+    stream: torch.cuda.Stream | None = None,
+    pool: Any = None,
+) -> tuple[T, torch.cuda.CUDAGraph]:
+    """Some work as a CUDA graph; what the result holds is void until the first replay.
 
     Unverified until a GPU has run it.
-    """
 
-    # Kernels are loaded, plans are made and workspaces are allocated in the first rounds; none of that may be captured.
-    _ROUNDS_BEFORE = 3
+    Args:
+        work: Done a few times, then captured.
+        device: Where all of it happens.
+        stream: Where it is captured; a new one where None.
+        pool: Memory that is shared with other graphs, which must never run at the same time.
+    """
+    stream, before = stream or torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(before)
+    graph = torch.cuda.CUDAGraph()
+    # A capture that fails leaves torch on its stream: only a context of our own leads back from there.
+    with torch.cuda.stream(stream):
+        for _ in range(_ROUNDS_BEFORE):
+            work()
+        stream.synchronize()
+        # Thread-local: what telemetry does in its own thread must not spoil a capture.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    before.wait_stream(stream)
+    return result, graph
+
+
+class CudaRecorder:
+    """CUDA graphs, all from one pool of memory: they never run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -47,19 +76,8 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Capture; what the result holds is void until the first replay."""
-        stream, before = self._stream, torch.cuda.current_stream(self._device)
-        stream.wait_stream(before)
-        graph = torch.cuda.CUDAGraph()
-        # A capture that fails leaves torch on its stream: only a context of our own leads back from there.
-        with torch.cuda.stream(stream):
-            for _ in range(self._ROUNDS_BEFORE):
-                work()
-            stream.synchronize()
-            # Thread-local: what telemetry does in its own thread must not spoil a capture.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                result = work()
-        before.wait_stream(stream)
+        """Capture."""
+        result, graph = capture(work, self._device, self._stream, self._pool)
         return result, graph.replay
 
 

@@ -31,6 +31,25 @@ _NUMBERS_BELOW = {
     "width": "width", "length": "length", "temperature": "temperature",
 }  # fmt: skip
 
+_SECTIONS = {
+    "telemetry": ("What the GPU did", f"{telemetry.READING} The same is in tables/telemetry.csv."),
+    "models": (
+        "Models",
+        "Shapes as the tensors have them: a name that says another size is not believed. Where weights are random, the "
+        "times are the shape's. More in tables/models.csv.",
+    ),
+    "composed_arms": (
+        "Arms that were not run",
+        "Composed of a trace, forward times and the autoregressive arm; how far that can be trusted is seen where the "
+        "same is measured. More in tables/composed_arms.csv.",
+    ),
+    "left_out": (
+        "Not composed",
+        "A composed point needs a trace and forward times of its cell; these had none that fit.",
+    ),
+}
+"""Tables without a figure: frame -> heading, and how to read it."""
+
 
 def page(results: Results, frames: Frames, images: Images, warnings: Sequence[str]) -> str:
     """The whole report; `images` are embedded, so the file stands alone."""
@@ -45,10 +64,7 @@ def page(results: Results, frames: Frames, images: Images, warnings: Sequence[st
         _warning_box(warnings),
         *_overview(frames, marks),
         *(_figure(name, FIGURES[name], (svg, _numbers(name, frames, marks))) for name, svg in images.items()),
-        *_telemetry(frames),
-        *_models(frames),
-        *_composed_arms(frames),
-        *_left_out(frames),
+        *_sections(frames),
         *_by_cell(results, frames),
         *_loops(frames, marks),
         '<h2 id="provenance">Where this comes from</h2>',
@@ -106,10 +122,7 @@ def _contents(images: Images, frames: Frames) -> str:
     has_runs = len(frames.summary) > 0
     places = {"summary": "Summary"} | ({"numbers": "Numbers"} if has_runs else {})
     places |= {name: FIGURES[name].heading for name in images}
-    places |= {"telemetry": "What the GPU did"} if len(frames.telemetry) else {}
-    places |= {"models": "Models"} if len(frames.models) else {}
-    places |= {"composed-arms": "Arms that were not run"} if len(frames.composed_arms) else {}
-    places |= {"left-out": "Not composed"} if len(frames.left_out) else {}
+    places |= {_anchor(name): heading for name, (heading, _) in _SECTIONS.items() if len(getattr(frames, name))}
     places |= {"cells": "By cell"} if has_runs else {}
     places |= {"loops": "Texts that loop"} if len(frames.loops) else {}
     places |= {"provenance": "Where this comes from"}
@@ -138,43 +151,15 @@ def _overview(frames: Frames, marks: Mapping[str, str]) -> Iterator[str]:
     yield _legend()
 
 
-def _telemetry(frames: Frames) -> Iterator[str]:
-    if frames.telemetry.empty:
-        return
-    yield '<h2 id="telemetry">What the GPU did</h2>'
-    yield f'<p class="note">{html.escape(telemetry.READING)} The same is in tables/telemetry.csv.</p>'
-    yield plain_html(frames.telemetry)
+def _sections(frames: Frames) -> Iterator[str]:
+    for name, (heading, note) in _SECTIONS.items():
+        frame = getattr(frames, name)
+        if len(frame):
+            yield f'<h2 id="{_anchor(name)}">{heading}</h2><p class="note">{html.escape(note)}</p>{plain_html(frame)}'
 
 
-def _models(frames: Frames) -> Iterator[str]:
-    """What every model really weighs; its name is not asked."""
-    if frames.models.empty:
-        return
-    yield '<h2 id="models">Models</h2>'
-    yield (
-        '<p class="note">Shapes as the tensors have them: a name that says another size is not believed. Where '
-        "weights are random, the times are the shape's. More in tables/models.csv.</p>"
-    )
-    yield plain_html(frames.models)
-
-
-def _composed_arms(frames: Frames) -> Iterator[str]:
-    if frames.composed_arms.empty:
-        return
-    yield '<h2 id="composed-arms">Arms that were not run</h2>'
-    yield (
-        '<p class="note">Composed of a trace, forward times and the autoregressive arm; how far that can be trusted '
-        "is seen where the same is measured. More in tables/composed_arms.csv.</p>"
-    )
-    yield plain_html(frames.composed_arms)
-
-
-def _left_out(frames: Frames) -> Iterator[str]:
-    if frames.left_out.empty:
-        return
-    yield '<h2 id="left-out">Not composed</h2>'
-    yield '<p class="note">A composed point needs a trace and forward times of its cell; these had none that fit.</p>'
-    yield plain_html(frames.left_out)
+def _anchor(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _warning_box(sentences: Sequence[str]) -> str:
