@@ -32,7 +32,7 @@ from specbench.bench.history import close_stale_runs, only_writer
 from specbench.bench.provenance import recorded
 from specbench.bench.timing import Timeline, frozen_objects, no_garbage_collection, seconds_of, timeline
 from specbench.config import MachineSettings, RandomModel
-from specbench.decode.compiled import compiled
+from specbench.decode.compiled import Compiled
 from specbench.decode.target import CachedModel, Nodes, Output
 from specbench.errors import ConfigError, did_you_mean
 from specbench.models.loader import ModelPool, Placement, attention_of, placement
@@ -452,7 +452,7 @@ def _forward(model: CachedModel, point: Point, seed: int) -> Callable[[], Output
     model.allocate(point.batch_size, point.length + _SPARE_SLOTS)
     for slab in model.cache.slabs:
         slab.normal_()
-    run = compiled(model.forward) if point.mode == "compiled" else model.forward
+    run = Compiled(model.forward) if point.mode == "compiled" else model.forward
     return lambda: run(nodes, point.context_tokens)
 
 

@@ -153,6 +153,7 @@ class StaticStep(Step):
             state.active.zero_()
             for bound in sorted(set(map(self.bound, range(1, self.target.cache.slots + 1)))):
                 self._walk_widths(_Walk(replace(view, longest=bound), tree, state))
+            self._inner.settle()
         self.is_settled = True
 
     def _walk_widths(self, last: _Walk) -> None:

@@ -1,20 +1,23 @@
 """specbench.decode.compiled: what becomes of a phase whose compiled form fails. The texts are test_contract's."""
 
 import pytest
+import torch
 
 from specbench.decode import compiled
 from specbench.decode.compiled import CompiledStep
+from specbench.decode.static import StaticStep
 from specbench.decode.step import Decoding, Step
 from support import decoding, models
 
 TOKENS = 12
+TWO = [[7, 3, 9, 4], [5, 2]]
 
 
 def step_whose_verify_fails(monkeypatch, error):
     def failing(*inputs):
         raise error
 
-    monkeypatch.setattr(compiled, "compiled", lambda work: failing)
+    monkeypatch.setattr(compiled.torch, "compile", lambda work, **settings: failing)
     target = decoding.family("llama")
     return CompiledStep(Step(target, decoding.prompt_lookup(), Decoding(TOKENS)), ["verify"])
 
@@ -34,3 +37,31 @@ def test_a_full_memory_is_no_fault_of_the_compiler(monkeypatch):
     with pytest.raises(MemoryError):
         decode(step)
     assert (step.compiled_phases, step.refused) == (("verify",), {})
+
+
+def test_everything_is_asked_for_but_on_batches_of_the_form_that_it_settled_with(monkeypatch):
+    asks_less = []
+
+    def fake(work, **settings):
+        def noting(*inputs):
+            asks_less.append(torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe)
+            return work(*inputs)
+
+        return noting
+
+    monkeypatch.setattr(compiled.torch, "compile", fake)
+    target = decoding.family("llama")
+    step = StaticStep(CompiledStep(Step(target, decoding.prompt_lookup(), Decoding(TOKENS)), ["verify"]))
+
+    def asked_less(prompts):
+        asks_less.clear()
+        decoding.decode(target, step.method, prompts, step=step)
+        return set(asks_less)
+
+    assert asked_less(TWO) == {False}
+    step.settle()
+    assert asked_less(TWO) == {compiled._IS_APART}
+    assert asked_less(TWO[:1]) == {False}
+    assert asked_less(TWO[::-1]) == {compiled._IS_APART}
+    target.release()
+    assert asked_less(TWO) == {False}
