@@ -4,7 +4,7 @@ import re
 import statistics
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -131,15 +131,19 @@ class LiveArm(ABC):
     def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
         """Decode one batch."""
 
-    def warm_up(self, block: Block, passes: int) -> list[float]:
-        """Run on prompts as long as the block's and none of them.
+    def warm_up(self, blocks: Sequence[Block], passes: int) -> list[float]:
+        """Run on prompts as long as those of the first block and none of them.
+
+        Args:
+            blocks: The longest of every batch size, full ones first.
+            passes: How often.
 
         Returns:
             Seconds a step of every pass.
         """
         if self.failure is not None:
             return []
-        requests, step_s = _warm_up_requests(block), []
+        requests, step_s = _warm_up_requests(blocks[0]), []
         for _ in range(passes):
             outcome = self._decode(requests, "headline")
             if isinstance(outcome, Measured) and outcome.trace.steps:
@@ -241,39 +245,42 @@ class CoreArm(LiveArm):
         kind = self._method_class(self.arm.method)
         self._method = kind(self.arm.build(kind.Options))
         self._method.load(context)
-        reason = self._method.unsupported(self._cell.cell.decode.batch_size, self.rule.name)
-        if reason is None:
-            paced = self.arm.draft_latency_ms is not None
-            machine = self._cell.cell.machine
-            self._ready = ReadyStep(
+        self._ready: dict[int, ReadyStep] = {}
+        return self._method.unsupported(self._cell.cell.decode.batch_size, self.rule.name)
+
+    def _ready_for(self, rows: int) -> ReadyStep:
+        """How batches of so many rows are run: what is compiled or captured is of one size."""
+        if rows not in self._ready:
+            self._ready[rows] = ReadyStep(
                 self._target,
                 self._method,
                 self._cell.decoding,
-                machine,
-                draft_is_paced=paced,
+                self._cell.cell.machine,
+                draft_is_paced=self.arm.draft_latency_ms is not None,
                 drafts=self._handles,
             )
-        return reason
+        return self._ready[rows]
 
     def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
-        step = self._ready.step
+        step = self._ready_for(len(requests.prompts)).step
         return generate(self._target, self._method, requests, step.decoding, watch, self._draft_pacer, step=step)
 
-    def warm_up(self, block: Block, passes: int) -> list[float]:
+    def warm_up(self, blocks: Sequence[Block], passes: int) -> list[float]:
         """As for every arm; phases are compiled and captured before, and the draft latency is set."""
-        if self.failure is None:
-            requests = _warm_up_requests(block)
-            self._prepare(requests)
-            if self.failure is None and self.arm.draft_latency_ms is not None:
-                self._set_latency(requests, self.arm.draft_latency_ms * 1e-3)
-        step_s = super().warm_up(block, passes)
+        requests = [_warm_up_requests(block) for block in blocks]
+        for batch in requests:
+            if self.failure is None:
+                self._prepare(batch)
+        if self.failure is None and self.arm.draft_latency_ms is not None:
+            self._set_latency(requests[0], self.arm.draft_latency_ms * 1e-3)
+        step_s = super().warm_up(blocks, passes)
         self._forget_latencies()
         return step_s
 
     def _prepare(self, requests: Requests) -> None:
         failure = None
         try:
-            self._ready.prepare(lambda: self._decode(requests, "headline"))
+            self._ready_for(len(requests.prompts)).prepare(lambda: self._decode(requests, "headline"))
         except Exception as error:  # noqa: BLE001  (as in a batch)
             failure = self._failed(error)
         self.failure = first_failure(failure)
@@ -283,15 +290,17 @@ class CoreArm(LiveArm):
     def reserve(self, block: Block) -> None:
         """Done for all arms before one is warmed up: phases are compiled and captured for the cache that they found."""
         if self.failure is None:
-            slots = slots_for(self._ready.step.caps, block.longest + self._cell.decoding.max_new_tokens)
+            slots = slots_for(self._method.caps(), block.longest + self._cell.decoding.max_new_tokens)
             try:
                 self._target.allocate(len(block.prompts), slots)
             except Exception as error:  # noqa: BLE001  (as in a batch)
                 self.failure = self._failed(error)
 
     def preparation(self) -> dict[str, Any]:
-        """What became of its phases."""
-        return {} if self.failure is not None else self._ready.notes()
+        """What became of its phases, by rows of a batch."""
+        if self.failure is not None:
+            return {}
+        return {str(rows): notes for rows, ready in self._ready.items() if (notes := ready.notes())}
 
     def _set_latency(self, requests: Requests, floor_s: float) -> None:
         """Measure the latency that the draft has by nature, and refuse a bound below it."""
@@ -386,10 +395,11 @@ class OutsideArm(LiveArm):
     def _generate(self, requests: Requests, watch: Watch) -> BatchTrace:
         return self._baseline.generate(requests, self._cell.decoding, watch)
 
-    def warm_up(self, block: Block, passes: int) -> list[float]:
+    def warm_up(self, blocks: Sequence[Block], passes: int) -> list[float]:
         """As for every arm; what it takes to compile is not among the passes."""
-        self._compile(block)
-        return super().warm_up(block, passes)
+        for block in blocks:
+            self._compile(block)
+        return super().warm_up(blocks, passes)
 
     def run(self, block: Block, which: Pass) -> Outcome:
         """Measure one batch."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -345,11 +346,12 @@ class _Run:
                 self._block(cell, turns, blocks[block.index], repeat, progress, target)
                 progress.block_done()
 
-    def largest_block(self, cell: ReadyCell) -> Block:
-        """For warming up, so that buffers have their final size before anything is measured."""
+    def largest_blocks(self, cell: ReadyCell) -> list[Block]:
+        """The longest of every batch size, full ones first: for warming up, so that nothing grows any more later."""
         indices = {block.index for block, _ in self.work[cell.name]}
         blocks = [block for block in cell.blocks() if block.index in indices]
-        return max(blocks, key=lambda block: (len(block.prompts), block.longest))
+        blocks.sort(key=lambda block: (len(block.prompts), block.longest), reverse=True)
+        return [next(same) for _, same in groupby(blocks, key=lambda block: len(block.prompts))]
 
     def _pool(self, cell: ReadyCell) -> ModelPool:
         """The models at the cell's placement; those that it does not use are let go of."""
@@ -560,7 +562,7 @@ class _Stage:
         self, run: _Run, cell: ReadyCell, target: LoadedModel | Failure, pool: ModelPool, progress: Reporter
     ) -> None:
         self._run, self._cell, self._target, self._pool, self._progress = run, cell, target, pool, progress
-        self._largest = run.largest_block(cell)
+        self._largest, *self._smaller = run.largest_blocks(cell)
         self._achieved_s: dict[str, list[float]] = {}
         self.autoregressive: set[str] = set()
 
@@ -580,7 +582,8 @@ class _Stage:
 
     def warm_up(self, live: LiveArm) -> None:
         """Run it on what is not measured, and note what a step took."""
-        steps = [float(f"{seconds:.4g}") for seconds in live.warm_up(self._largest, self._run.measure.warmup)]
+        passes = live.warm_up([self._largest, *self._smaller], self._run.measure.warmup)
+        steps = [float(f"{seconds:.4g}") for seconds in passes]
         noted = self._run.notes.warmup_step_s.setdefault(self._cell.name, {})
         noted[live.arm.name] = noted.get(live.arm.name) or steps
         if live.failure is not None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from specbench.bench.timing import monotonic_s
+from specbench.bench.timing import monotonic_s, no_garbage_collection
 from specbench.config import MachineSettings
 from specbench.decode.compiled import CompiledStep
 from specbench.decode.graphs import CudaRecorder, RecordedStep, Recorder
@@ -62,7 +62,7 @@ class CountingRecorder:
 
 
 class ReadyStep:
-    """How the batches of an arm are run, and what it took to make that ready.
+    """How batches of one size are run in an arm, and what it took to make that ready.
 
     The accept phase is always compiled on a GPU: in tensor operations it is some 180 launches, compiled some 20.
 
@@ -107,11 +107,14 @@ class ReadyStep:
         """Compile and capture.
 
         Args:
-            run: Decodes a batch of the largest size to its end, so that phases show their shapes; its text is nobody's.
+            run: Decodes a batch of as many rows as all others to its end, so that phases show their shapes; its text is
+                nobody's.
         """
-        if self._compiled is not None or self._recorded is not None:
-            run()
-        self.step.settle()
+        if self._compiled is None and self._recorded is None:
+            return
+        run()
+        with no_garbage_collection():  # a graph that dies while another is captured would spoil it
+            self.step.settle()
 
     def notes(self) -> dict[str, Any]:
         """What was compiled and captured, at which cost, and what was not; empty where all is as it is."""

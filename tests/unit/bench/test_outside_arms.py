@@ -133,8 +133,8 @@ def test_a_draft_latency_cannot_be_kept_in_the_loop_of_another(folder):
 
 def warmed_up_in(monkeypatch, core_s, outside_s):
     """Let arms tell of warm-up passes of these lengths, whatever they took."""
-    monkeypatch.setattr(CoreArm, "warm_up", lambda self, block, passes: core_s)
-    monkeypatch.setattr(OutsideArm, "warm_up", lambda self, block, passes: [] if self.failure else outside_s)
+    monkeypatch.setattr(CoreArm, "warm_up", lambda self, blocks, passes: core_s)
+    monkeypatch.setattr(OutsideArm, "warm_up", lambda self, blocks, passes: [] if self.failure else outside_s)
 
 
 def test_without_a_warm_up_speedups_are_taken_against_the_core(folder):
