@@ -63,6 +63,7 @@ class StaticStep(Step):
         self._inner, self._stride = inner, bound_stride
         self._buffers: dict[Hashable, list[Tensor]] = {}
         self._carried = inner.method.carries()
+        self._view: RowView | None = None
         self._last: _Walk | None = None
 
     @property
@@ -96,8 +97,7 @@ class StaticStep(Step):
 
     def draft(self, view: RowView) -> TokenTree:
         """The method's draft; one of any width is brought to one of a few."""
-        self._view = self._steady(view)
-        tree = self._run("draft", self._draft_in_place, self._view)
+        tree = self._run("draft", self._draft_in_place, self._steady(view))
         return self._to_width(tree) if self._carried is None else tree
 
     def verify(self, tree: TokenTree, root: Tensor, lengths: Tensor, longest: int) -> Verified:
@@ -106,6 +106,7 @@ class StaticStep(Step):
 
     def accept(self, tree: TokenTree, verified: Verified, state: State, sampler: Sampler) -> Accepted:
         """As the inner step does; the new state takes the place of the old."""
+        assert self._view is not None, "draft() comes first"
         self._last = _Walk(self._view, tree, state)
         return self._run("accept", self._accept_in_place, tree, verified, state, sampler)
 
@@ -138,9 +139,20 @@ class StaticStep(Step):
         return result
 
     def _steady(self, view: RowView) -> RowView:
-        """A view without the numbers that differ from batch to batch; only ``begin`` has a use for them."""
-        slots = self.target.cache.slots
-        return replace(view, capacity=slots, text_limit=slots)
+        """A view without the numbers that differ from batch to batch; only ``begin`` has a use for them.
+
+        It stays the same object while nothing of it changes: the tensors of a state stay where they are.
+        """
+        known = self._view
+        if (
+            known is None
+            or known.root is not view.root
+            or known.sampler is not view.sampler
+            or known.longest != view.longest
+        ):
+            slots = self.target.cache.slots
+            self._view = known = replace(view, capacity=slots, text_limit=slots)
+        return known
 
     # --- forms
 
