@@ -52,7 +52,7 @@ contracts: $(BIN)/.installed
 check: lint types contracts test
 
 floor: $(BIN)/.installed
-	$(BIN)/python -m specbench.bench.floor
+	$(BIN)/python -m specbench.bench.floor --dtype bfloat16
 
 overhead: $(BIN)/.installed
 	$(BIN)/python -m specbench.bench.overhead

@@ -1,7 +1,7 @@
 """A core step against its floor: the target's forward of that shape, and what the draft cannot do without, timed alone.
 
-    python -m specbench.bench.floor --out floor.json
-    python -m specbench.bench.floor --method redrafter --set drafter=pico-redrafter --set width=4
+    python -m specbench.bench.floor --dtype bfloat16 --out floor.json
+    python -m specbench.bench.floor --method redrafter --set width=8
 
 Both are timed in one process, turn by turn over the same prompts, so that the machine's mood falls on both alike. The
 floor is a plain ``transformers`` forward over its own growing cache, without tree, rule, slab or loop. To it come a
@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,14 @@ from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace
 from specbench.models.loader import LoadedModel, ModelPool, placement
 from specbench.models.zoo import ZOO
+
+USUAL: Mapping[str, Mapping[str, Any]] = {
+    "autoregressive": {},
+    "draft_model": {"draft": "pico-small", "gamma": 4},
+    "medusa": {"heads": "pico-medusa", "tree": {"nodes": 8}},
+    "redrafter": {"drafter": "pico-redrafter", "width": 4, "length": 4},
+}
+"""What is timed where nothing else is asked for: methods, and their options on the embedded target."""
 
 
 @dataclass(frozen=True)
@@ -266,13 +274,13 @@ def _in_turn(parts: Sequence[_Forwards | _Products], times: int, clock: Timeline
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a line for each batch size, and write JSON where asked."""
+    """Measure, print a line for each method and batch size, and write JSON where asked."""
     asked = command("floor", __doc__).parse_args(arguments)
     pool, settings = opened(asked)
     floors = []
     for setting in settings:
         floors.append(measure(setting, pool))
-        print(in_words(floors[-1]))  # noqa: T201  (a command)
+        print(in_words(floors[-1]), flush=True)  # noqa: T201  (a command)
     write(asked, pool, {"floors": [asdict(floor) for floor in floors]})
 
 
@@ -280,8 +288,8 @@ def command(name: str, description: str | None) -> argparse.ArgumentParser:
     """What every command takes that times a method by itself: ``python -m specbench.bench.NAME``."""
     parser = argparse.ArgumentParser(prog=f"python -m specbench.bench.{name}", description=description)
     parser.add_argument("--target", default="pico")
-    parser.add_argument("--method", default="draft_model")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
+    parser.add_argument("--method", nargs="+", default=list(USUAL))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of every method")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--units", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
@@ -293,13 +301,14 @@ def command(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def opened(asked: argparse.Namespace) -> tuple[ModelPool, list[Setting]]:
-    """Where models come from, and a setting for each batch size."""
+    """Where models come from, and a setting for each method and batch size."""
     torch.set_num_threads(asked.threads)
     options = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in asked.set)}
-    if asked.method == "draft_model":
-        options = {"draft": "pico-wide", "gamma": 4, **options}
     where = placement(MachineSettings(device=asked.device, dtype=asked.dtype, threads=asked.threads))
-    settings = [Setting(asked.target, asked.method, options, size, units=asked.units) for size in asked.batch_size]
+    settings = [
+        Setting(asked.target, method, {**USUAL.get(method, {}), **options}, size, units=asked.units)
+        for method, size in product(asked.method, asked.batch_size)
+    ]
     return ModelPool(where, asked.zoo), settings
 
 

@@ -190,7 +190,7 @@ class _Subject:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a line for each cost, and write JSON where asked."""
     parser = command("overhead", __doc__)
-    parser.set_defaults(method="autoregressive", device="auto")
+    parser.set_defaults(method=["autoregressive"], device="auto")
     parser.add_argument("--rounds", type=int, default=4)
     asked = parser.parse_args(arguments)
     pool, settings = opened(asked)

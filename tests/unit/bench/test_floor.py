@@ -5,7 +5,7 @@ import json
 import pytest
 
 from methods.redrafter import ReDrafter, ReDrafterOptions
-from specbench.bench.floor import Setting, _floor, _Subject, main, mean_width
+from specbench.bench.floor import Setting, _floor, _Subject, command, main, mean_width, opened
 from specbench.decode.loop import Requests
 from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
@@ -22,24 +22,20 @@ def test_the_ratio_is_step_time_over_the_sum_of_the_forwards():
 
 
 def test_it_prints_a_line_and_writes_json(family, tmp_path, capsys):
-    main(
-        [
-            "--zoo",
-            str(family),
-            "--units",
-            "4",
-            "--batch-size",
-            "1",
-            "--set",
-            "gamma=2",
-            "--out",
-            str(tmp_path / "f.json"),
-        ]
-    )
+    said = f"--zoo {family} --method draft_model --set draft=pico-wide --set gamma=2 --units 4 --batch-size 1"
+    main([*said.split(), "--out", str(tmp_path / "f.json")])
     assert "draft_model, batch 1, 2.0 nodes: a step takes" in capsys.readouterr().out
     (floor,) = json.loads((tmp_path / "f.json").read_text())["floors"]
     assert floor["ratio"] > 0
     assert floor["interval"]["units"] == 4
+
+
+def test_where_nothing_is_asked_for_the_usual_methods_are_timed_at_both_batch_sizes(family):
+    _, settings = opened(command("floor", "").parse_args(["--zoo", str(family)]))
+    assert [(setting.method, setting.batch_size) for setting in settings] == [
+        (method, size) for method in ("autoregressive", "draft_model", "medusa", "redrafter") for size in (1, 8)
+    ]
+    assert settings[4].options == {"heads": "pico-medusa", "tree": {"nodes": 8}}
 
 
 def test_what_a_draft_cannot_do_without_are_its_matrix_products():
