@@ -37,7 +37,8 @@ class Compiled(Generic[P, T]):
     of other work elsewhere (2.13 does).
 
     Attributes:
-        has_all_forms: Whether there will be no other forms, and nothing that was traced will change.
+        has_all_forms: Whether there will be no other forms, and nothing that was traced will change; taken back when a
+            new form comes.
     """
 
     def __init__(self, work: Callable[P, T]) -> None:
@@ -50,10 +51,16 @@ class Compiled(Generic[P, T]):
 
     def __call__(self, *inputs: P.args, **named: P.kwargs) -> T:
         """Do it, compiled now or before."""
-        if not (self.has_all_forms and _IS_APART):
-            return self._work(*inputs, **named)
-        with torch.compiler.set_stance("default", skip_guard_eval_unsafe=True):
-            return self._work(*inputs, **named)
+        if self.has_all_forms and _IS_APART:
+            try:
+                with torch.compiler.set_stance("default", skip_guard_eval_unsafe=True):
+                    return self._work(*inputs, **named)
+            except RuntimeError as error:
+                # Raised before anything is done: a form that is new all the same, or work that looks at no tensor.
+                if "skip_guard_eval_unsafe" not in str(error):
+                    raise
+                self.has_all_forms = False
+        return self._work(*inputs, **named)
 
 
 class CompiledStep(Step):

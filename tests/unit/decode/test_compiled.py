@@ -65,3 +65,20 @@ def test_everything_is_asked_for_but_on_batches_of_the_form_that_it_settled_with
     assert asked_less(TWO[::-1]) == {compiled._IS_APART}
     target.release()
     assert asked_less(TWO) == {False}
+
+
+@pytest.mark.skipif(not compiled._IS_APART, reason="this torch keeps the forms of all work together")
+def test_work_that_shows_a_new_form_behind_the_last_one_is_asked_everything_again():
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    work = compiled.Compiled(lambda values: values + 1)
+    work._work = torch.compile(
+        work._work._torchdynamo_orig_callable, backend=counter, dynamic=False, isolate_recompiles=True
+    )
+    work(torch.ones(3))
+    work.has_all_forms = True
+    assert work(torch.ones(3)).tolist() == [2, 2, 2]
+    assert (counter.frame_count, work.has_all_forms) == (1, True)
+    assert work(torch.ones(2)).tolist() == [2, 2]
+    assert (counter.frame_count, work.has_all_forms) == (2, False)
