@@ -22,6 +22,7 @@ from specbench.report.words import arm_words
 
 Row = Mapping[Any, Any]
 _NO_MARKS: Mapping[str, str] = {}
+NOT_COMPARED = "not compared"
 MISSING, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 
 
@@ -80,7 +81,7 @@ def output_text(row: Row) -> str:
         return "reference"
     checked = row["equal"] + row["near_tie"] + row["wrong"]
     if not checked:
-        return "not compared"
+        return NOT_COMPARED
     if row["equal"] == checked:
         return f"equal {checked} of {checked}"
     counts = {"WRONG": row["wrong"], "near-tie": row["near_tie"], "equal": row["equal"]}
@@ -169,9 +170,12 @@ MORE_COLUMNS: tuple[Shown, ...] = (
 """Columns of the details."""
 
 
-# Columns that hold words, and the least width at which they still read well.
-_ROOMY = 100
-_WORDY = {"arm": 18, "95 % interval": 9, "text": 8, "status": 8}
+# Columns that hold words, and the width beyond which these may wrap.
+_WORDY = {"arm": 30, "95 % interval": 12, "text": 20}
+# What a narrow terminal goes without, the first one first; the page has them all.
+_SPARED = ("TTFT ms", "accepted", "of limit", "step ms")
+# Between two columns, as the box below draws them.
+_GAP = 3
 
 
 def titled(title: str) -> Table:
@@ -187,28 +191,54 @@ def titled(title: str) -> Table:
 
 
 def terminal(summary: pd.DataFrame, width: int = 120) -> list[Table]:
-    """One rich table per cell; a narrow terminal is spared the columns that the page has as well."""
-    shown = _needed(COLUMNS, summary)
-    if width < _ROOMY:
-        shown = tuple(column for column in shown if column.heading not in {"accepted", "of limit", "TTFT ms"})
+    """One rich table per cell; a narrow terminal is spared columns that the page has as well."""
+    columns = [_OUTCOME if column.heading == "text" else column for column in _known(COLUMNS, summary)]
+    shown = _fitting([column for column in columns if column.heading != "status"], summary.to_dict("records"), width)
     tables = []
     for title, cell in summary.groupby("title", sort=False):
         table = titled(str(title))
-        for column in shown:
-            left = column.heading in {"arm", "text", "status"}
+        for column, least in shown.items():
+            left = column.heading in {"arm", "text"}
             # Words may wrap, numbers may not; the arm's name is what a reader looks for.
             table.add_column(
                 column.heading,
                 justify="left" if left else "right",
                 overflow="fold",
                 no_wrap=column.heading not in _WORDY,
-                min_width=_WORDY.get(column.heading),
+                min_width=least,
             )
         for row in cell.to_dict("records"):
             style = "dim" if row["arm"] in {BASELINE, TWIN} else None
             table.add_row(*(Text(column.text(row)) for column in shown), style=style)
         tables.append(table)
     return tables
+
+
+def _outcome_text(row: Row) -> str:
+    """What is known of the text, and what failed: one column where room is dear."""
+    if row["status"] == "ok":
+        return output_text(row)
+    known = output_text(row)
+    return str(row["status"]) if known == NOT_COMPARED else f"{known}; {row['status']}"
+
+
+_OUTCOME = Shown("text", "against the target's own text, and failed requests", _outcome_text, _outcome_text)
+
+
+def _fitting(columns: Sequence[Shown], rows: Sequence[Row], width: int) -> dict[Shown, int]:
+    """As many columns as stand beside one another, each with the width that it needs."""
+    needed = {column: _least_width(column, rows) for column in columns}
+    for heading in _SPARED:
+        if sum(needed.values()) + _GAP * len(needed) > width:
+            needed = {column: least for column, least in needed.items() if column.heading != heading}
+    return needed
+
+
+def _least_width(column: Shown, rows: Sequence[Row]) -> int:
+    if column.heading not in _WORDY:
+        return max(len(column.heading), *(len(column.text(row)) for row in rows))
+    longest = max(len(words) for words in (*column.heading.split(), *(column.text(row) for row in rows)))
+    return min(longest, _WORDY[column.heading])
 
 
 def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:

@@ -24,11 +24,26 @@ def test_a_number_keeps_three_digits_and_an_absent_one_is_no_zero(value, text):
 def test_the_terminal_shows_a_failed_arm_by_its_status(odd_frames):
     console = Console(width=160, record=True, quiet=False, file=None, force_terminal=False)
     with console.capture() as capture:
-        for table in tables.terminal(odd_frames.summary):
+        for table in tables.terminal(odd_frames.summary, 160):
             console.print(table)
     lines = [line for line in capture.get().splitlines() if "crashed" in line]
     assert "oom 18" in lines[1]
     assert lines[1].count(tables.MISSING) == 7
+
+
+def test_what_a_terminal_has_no_room_for_is_left_out_and_names_stay_whole(odd_frames):
+    named = odd_frames.summary.replace({"arm": {"crashed": "transformers-prompt-lookup"}})
+    headings = {}
+    for width in (200, 120, 100, 80):
+        console = Console(width=width, force_terminal=False)
+        with console.capture() as capture:
+            for table in tables.terminal(named, width):
+                console.print(table)
+        assert max(map(len, capture.get().splitlines())) <= width
+        assert "transformers-prompt-lookup " in capture.get()
+        headings[width] = [column.header for column in table.columns]
+    assert {"arm", "speed-up", "95 % interval", "tok/s", "text"} <= set(headings[80]) < set(headings[200])
+    assert "TTFT ms" in headings[200]
 
 
 def test_the_terminal_shows_names_with_brackets_as_they_are(odd_frames):
