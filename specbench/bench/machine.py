@@ -89,14 +89,19 @@ def gpus() -> list[dict[str, Any]]:
     """Name, UUID, driver, memory, power limit and clocks of every GPU; empty where there is none."""
     if not torch.cuda.is_available():
         return []
+    named = [{"name": torch.cuda.get_device_name(index)} for index in range(torch.cuda.device_count())]
     try:
         import pynvml
-
+    except ImportError:
+        return named
+    try:
         pynvml.nvmlInit()
-    except (ImportError, OSError, RuntimeError, ValueError):
-        return [{"name": torch.cuda.get_device_name(index)} for index in range(torch.cuda.device_count())]
+    except pynvml.NVMLError:  # a container without the driver's library, say
+        return named
     try:
         return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return named
     finally:
         pynvml.nvmlShutdown()
 

@@ -2,11 +2,14 @@
 
 import json
 import re
+import sys
 
+import pynvml
 import pytest
 import torch
 
 from specbench.bench import machine
+from tests.unit.bench.nvml import FakeNvml
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "api_key", "AWS_SECRET", "db_password", "--hub-token"])
@@ -50,3 +53,13 @@ def test_the_slug_is_a_folder_name(monkeypatch):
     monkeypatch.setattr(machine, "cpu_model", lambda: "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz")
     assert machine.machine_slug(torch.device("cpu")) == "cpu-intel-xeon-platinum-8481c"
     assert re.fullmatch(r"[a-z0-9-]+", machine.machine_slug(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("question", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])
+def test_where_nvml_does_not_answer_a_gpu_still_has_its_name(monkeypatch, question):
+    nvml = FakeNvml(refuses={question: pynvml.NVMLError_LibraryNotFound()})
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    assert machine.gpus() == [{"name": "Some GPU"}]
