@@ -7,6 +7,7 @@ SpecbenchError                 1  any other fault that a user can mend
 │   └── ModelRefusedError      1  the model failed its self-test, or has no cache that the core can use
 ├── ContractError              3  a method broke the contract of specbench.decode.method
 ├── NotLosslessError           4  a method that claims to be lossless changed the text
+├── DeviceFaultError           1  the GPU has faulted, and this process can use it no more
 ├── ResultsError               1  a results folder cannot be read, or its rows must not be compared
 └── TrainingError              1  a training run cannot start or go on
 """
@@ -48,6 +49,10 @@ class NotLosslessError(SpecbenchError):
     """Text that differs from the target's own where it must not."""
 
     exit_code = 4
+
+
+class DeviceFaultError(SpecbenchError):
+    """A GPU that has faulted: whatever its process asks of it from now on fails."""
 
 
 class ResultsError(SpecbenchError):

@@ -44,7 +44,7 @@ class Step:
         captured_launch_ms: Of one operation in a captured graph; None on a CPU.
         enqueued_ms: The host's own time in the four phases; None where it is not known.
         captured: Phases that ran as captured graphs.
-        is_compiled: Whether phases were compiled, so that operations are fewer than ``launches`` says.
+        compiled: Phases that were compiled, so that operations are fewer than ``launches`` says.
         is_cpu: Whether it ran on a CPU.
         dtype: Of the weights.
         attention: Backend.
@@ -66,7 +66,7 @@ class Step:
     captured_launch_ms: float | None
     enqueued_ms: float | None
     captured: frozenset[str]
-    is_compiled: bool
+    compiled: frozenset[str]
     is_cpu: bool
     dtype: str
     attention: str
@@ -134,7 +134,7 @@ def _launches(step: Step) -> Cause | None:
     phase, gap_ms = step.widest, step.gap_ms(step.widest)
     number, is_captured = step.launches[phase], step.widest in step.captured
     each_ms = (step.captured_launch_ms or 0.0) if is_captured else _TORCH_AND_PYTHON * step.launch_ms
-    if step.is_compiled or (number * each_ms < _MOSTLY * gap_ms and not _waits_for_host(step)):
+    if phase in step.compiled or (number * each_ms < _MOSTLY * gap_ms and not _waits_for_host(step)):
         return None
     what, remedy = "Python and torch cost", "CUDA graphs, `compile` or a larger batch help"
     if is_captured:

@@ -33,7 +33,7 @@ from specbench.decode.method import D, LoadContext, Method
 from specbench.decode.outside import Baseline
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, Watch
-from specbench.errors import UnsupportedError
+from specbench.errors import DeviceFaultError, UnsupportedError, first_line
 from specbench.grid import AUTOREGRESSIVE, Arm
 from specbench.models.loader import LoadedModel, ModelPool
 from specbench.models.ranks import agreed, told, world
@@ -190,7 +190,24 @@ class LiveArm(ABC):
         outcome = together(outcome)
         if isinstance(outcome, Failure):
             self._settle(outcome)
+            self._check_device(outcome)
         return outcome
+
+    def _check_device(self, failure: Failure) -> None:
+        """A GPU that has faulted answers its process no more: each arm would fail, and none of them be at fault.
+
+        Raises:
+            DeviceFaultError: It has.
+        """
+        if failure.status != "error":
+            return
+        try:
+            timeline(self._target.device).wall()
+        except RuntimeError as error:
+            raise DeviceFaultError(
+                f"{self.arm.name}: the GPU has faulted and answers no more ({first_line(error)}); finished blocks are "
+                f"kept: leave the arm out, or try it alone with CUDA_LAUNCH_BLOCKING=1. It had said: {failure.reason}"
+            ) from None
 
     def _failed(self, error: Exception) -> Failure:
         return failure_of(error)
@@ -281,6 +298,8 @@ class CoreArm(LiveArm):
         failure = None
         try:
             self._ready_for(len(requests.prompts)).prepare(lambda: self._decode(requests, "headline"))
+        except DeviceFaultError:
+            raise
         except Exception as error:  # noqa: BLE001  (as in a batch)
             failure = self._failed(error)
         self.failure = first_failure(failure)

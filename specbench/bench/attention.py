@@ -5,6 +5,7 @@ machine would part the rows of a run that was resumed.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -45,10 +46,15 @@ def settle(model: CachedModel, shapes: Iterable[Shape], clock: Timeline, *, capt
     if model.device.type != "cuda" or model.attention.is_asked_for or model.attention.lines is None:
         return
     seconds_of = partial(_best_seconds, clock=clock, captured_on=model.device if captured else None)
-    found = choose(model.module, model.windows, "auto", list(shapes), seconds_of)
+    try:
+        found = choose(model.module, model.windows, "auto", list(shapes), seconds_of)
+    except torch.cuda.OutOfMemoryError as error:  # a try is larger than what it is a try of
+        traceback.clear_frames(error.__traceback__)
+        return
+    finally:
+        torch.cuda.empty_cache()
     if found.lines is not None:
         model.attention = found
-    torch.cuda.empty_cache()
 
 
 def _best_seconds(work: Callable[[], object], clock: Timeline, *, captured_on: torch.device | None) -> float:

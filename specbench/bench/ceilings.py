@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specbench.bench.machine import free_bytes
 from specbench.bench.timing import Timeline, no_garbage_collection, seconds_of, timeline
 from specbench.decode.graphs import capture
 
@@ -69,7 +70,7 @@ def measure_ceiling(matrices: Sequence[Tensor], clock: Timeline | None = None) -
             product_rows=_PRODUCT_ROWS,
             products_s=products_s,
             read_bytes_per_s=size / min(products_s),
-            copy_bytes_per_s=_copy_bytes_per_s(min(size, _LARGEST_COPY_BYTES), first, clock),
+            copy_bytes_per_s=_copy_bytes_per_s(min(size, _LARGEST_COPY_BYTES, _room_bytes(first)), first, clock),
             operations_per_s=_operations_per_s(first, clock),
             launch_s=_launch_s(first.device, clock),
             captured_launch_s=_launch_s(first.device, clock, captured=True) if first.is_cuda else None,
@@ -114,6 +115,11 @@ def _noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tenso
     """Zeros would be multiplied at less power, so at a higher clock; the global state of chance is left alone."""
     chance = torch.Generator(device).manual_seed(0)
     return torch.randn(shape, dtype=dtype, device=device, generator=chance)
+
+
+def _room_bytes(like: Tensor) -> int:
+    """A quarter of what is free beside the arms that are loaded."""
+    return int(free_bytes(like.device) / 4)
 
 
 def _copy_bytes_per_s(size: int, like: Tensor, clock: Timeline) -> float:

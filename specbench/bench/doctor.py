@@ -216,7 +216,11 @@ def _precision() -> Finding:
 def _pace(measure: Callable[[torch.device, torch.dtype], Ceiling] = bare_ceiling) -> Finding:
     """What the limits of a run are made of, by a rough try."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = measure(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    try:
+        found = measure(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    except RuntimeError as error:  # a torch built for other GPUs, a GPU that others fill or keep for themselves
+        remedy = "take a torch that is built for this GPU; nvidia-smi shows who else uses it"
+        return Finding("problem", "pace", f"torch cannot compute here: {first_line(error)}", remedy)
     where = "GPU 0, bfloat16" if device.type == "cuda" else f"float32, {torch.get_num_threads()} threads"
     reads, copies, multiplies = (
         f"{rate / 1e9:,.0f}" for rate in (found.read_bytes_per_s, found.copy_bytes_per_s, found.operations_per_s)

@@ -91,7 +91,7 @@ def _batch(
     # What pads a row stands behind it, where no token of a causal model looks.
     inputs = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
     before = min(span.first for _, span in wanted) - 1
-    logits = _logits(module, inputs, longest - before)
+    logits = last_logits(module, inputs, longest - before)
     rows = [row for row, span in wanted for _ in span.ids[span.first :]]
     places = [place - before for _, span in wanted for place in range(span.first - 1, len(span.ids) - 1)]
     tokens = [token for _, span in wanted for token in span.ids[span.first :]]
@@ -102,7 +102,7 @@ def _batch(
     return map(TokenScores, np.split(log_probs, ends), np.split(ranks, ends))
 
 
-def _logits(module: nn.Module, inputs: Tensor, last: int) -> Tensor:
+def last_logits(module: nn.Module, inputs: Tensor, last: int) -> Tensor:
     """The logits at the last places of the rows, (batch, last, vocab), and no others where the model can do that."""
     keeps = "logits_to_keep" in inspect.signature(module.forward).parameters
     options = {"logits_to_keep": last} if keeps else {}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from specbench.bench.likelihoods import last_logits
 from specbench.decode.acceptance import Rule
 from specbench.decode.sampling import Sampler, Stream
 from specbench.decode.target import CachedModel
@@ -114,7 +114,7 @@ def teacher_forced_gaps(
         One gap a token, 0 where it is the choice itself; and the largest finite magnitude of the logits.
     """
     ids = torch.tensor([prompt + output], device=target.device)
-    logits: Tensor = target.module(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1].float()
+    logits = last_logits(target.module, ids, len(output) + 1)[:, :-1].float()
     positions = torch.arange(len(prompt), len(prompt) + len(output), device=target.device)[None]
     scores = sampler.scores(logits, positions, Stream.TARGET)[0].float()
     chosen = scores.gather(1, ids[0, len(prompt) :, None])[:, 0]

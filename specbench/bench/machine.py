@@ -86,7 +86,7 @@ def free_bytes(device: torch.device) -> float:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, UUID, driver, memory, power limit and clocks of every GPU; empty where there is none."""
+    """Name, UUID, driver, memory, power limit and clocks of every GPU that torch sees; empty where there is none."""
     if not torch.cuda.is_available():
         return []
     named = [{"name": torch.cuda.get_device_name(index)} for index in range(torch.cuda.device_count())]
@@ -99,14 +99,28 @@ def gpus() -> list[dict[str, Any]]:
     except pynvml.NVMLError:  # a container without the driver's library, say
         return named
     try:
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [_gpu(pynvml, nvml_handle(pynvml, index)) for index in range(torch.cuda.device_count())]
     except pynvml.NVMLError:
         return named
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(nvml: Any, index: int) -> dict[str, Any]:
+def nvml_handle(nvml: Any, device: torch.device | int) -> Any:
+    """NVML's name for a GPU of torch's, or for a slice of one (MIG): by UUID, since torch may see only some of them.
+
+    Raises:
+        nvml.NVMLError: NVML does not know it.
+    """
+    # torch leaves the word in front away.
+    bare = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-").removeprefix("MIG-")
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{bare}".encode())
+    except nvml.NVMLError:
+        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{bare}".encode())
+
+
+def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
     def ask(question: Callable[..., Any], *arguments: Any) -> Any:
         try:
             answer = question(*arguments)
@@ -114,7 +128,6 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
             return UNKNOWN
         return answer.decode() if isinstance(answer, bytes) else answer
 
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
     memory = ask(nvml.nvmlDeviceGetMemoryInfo, handle)
     power = ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     return {

@@ -71,7 +71,7 @@ class CudaPacer(Pacer):
 
     def __init__(self, floor_s: float, device: torch.device) -> None:
         self.floor_s = floor_s
-        self._time = CudaTimeline(device)
+        self._device, self._time = device, CudaTimeline(device)
         self._side = torch.cuda.Stream(device)
         self._cycles = round(floor_s * _cycles_per_s(device)) if floor_s else 0
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -89,7 +89,7 @@ class CudaPacer(Pacer):
     ) -> None:
         """Let the forward's stream wait for the kernel."""
         if self._cycles:
-            torch.cuda.current_stream().wait_stream(self._side)
+            torch.cuda.current_stream(self._device).wait_stream(self._side)
         if kind is None:
             self._marks.append((self._begin, self._time.mark()))
 
@@ -118,7 +118,8 @@ def _cycles_per_s(device: torch.device) -> float:
     rates = []
     for _ in range(5):  # the first rounds bring the clock up, the last one counts
         begin = time_line.mark()
-        torch.cuda._sleep(cycles)
+        with torch.cuda.device(device):  # the current device need not be this one
+            torch.cuda._sleep(cycles)
         end = time_line.mark()
         time_line.wall()
         rates.append(cycles / time_line.seconds(begin, end))

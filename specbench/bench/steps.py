@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 def execution_of(machine: MachineSettings, device: torch.device) -> str:
     """How phases are run, in the words of the column `requests.execution`."""
-    ways = ["graphs"] * (device.type == "cuda" and machine.graphs) + ["compiled"] * machine.compile
+    is_captured = device.type == "cuda" and machine.graphs and machine.parallel == "none"  # a graph is of one device
+    ways = ["graphs"] * is_captured + ["compiled"] * machine.compile
     return ", ".join(ways) or "eager"
 
 
@@ -50,6 +51,8 @@ class CountingRecorder:
 
     def record(self, phase: Phase, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Record, with a look at the clock and at the allocator."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # as a capture does first of all: what it gives back is not the graph's
         began_s, before = monotonic_s(), self._reserved_bytes()
         recorded = self._inner.record(phase, work)
         self.captures.seconds += monotonic_s() - began_s

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 
+from specbench.bench.machine import nvml_handle
 from specbench.bench.timing import HOST_CLOCK, Nanoseconds
 
 INTERVAL_S = 0.5
@@ -146,10 +147,9 @@ class Gpu:
             import pynvml
         except ImportError:
             raise NoTelemetryError("the package nvidia-ml-py is not installed") from None
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
         try:
             pynvml.nvmlInit()
-            return cls(pynvml, _handle(pynvml, uuid))
+            return cls(pynvml, nvml_handle(pynvml, device))
         except pynvml.NVMLError as error:
             kind = type(error).__name__.removeprefix("NVMLError_")
             raise NoTelemetryError(_REASONS.get(kind, f"NVML does not answer: {error}")) from None
@@ -228,15 +228,6 @@ def gpus_of(devices: Iterable[torch.device]) -> tuple[list[Gpu], str]:
         return [Gpu.of(device) for device in devices], ""
     except NoTelemetryError as error:
         return [], str(error)
-
-
-def _handle(nvml: Any, uuid: str) -> Any:
-    """Of a whole GPU, or of a slice of one (MIG); torch leaves the word in front away."""
-    bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
-    try:
-        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{bare}".encode())
-    except nvml.NVMLError:
-        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{bare}".encode())
 
 
 @dataclass

@@ -5,6 +5,7 @@ where it lay when the phase was captured: ``StaticStep`` sees to that, and every
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -54,6 +55,7 @@ def capture(
         pool: Memory that is shared with other graphs, which must never run at the same time.
     """
     stream, before = stream or torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    pool = pool or torch.cuda.graph_pool_handle()
     stream.wait_stream(before)
     graph = torch.cuda.CUDAGraph()
     # A capture that fails leaves torch on its stream: only a context of our own leads back from there.
@@ -61,11 +63,26 @@ def capture(
         for _ in range(_ROUNDS_BEFORE):
             work()
         stream.synchronize()
-        # Thread-local: what telemetry does in its own thread must not spoil a capture.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            result = work()
+        # Products share a workspace by stream, which torch may take away while a graph still holds its address: when
+        # another graph of the stream dies, or Inductor captures something. One that the capture itself allots lies in
+        # the graph's own memory.
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            # Thread-local: what telemetry does in its own thread must not spoil a capture.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                result = work()
+        except BaseException:
+            with suppress(RuntimeError):  # before 2.13 torch would refuse the pool to all captures that follow
+                torch._C._cuda_endAllocateToPool(_index(device), pool)
+            raise
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
     before.wait_stream(stream)
     return result, graph
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class CudaRecorder:

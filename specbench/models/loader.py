@@ -281,6 +281,8 @@ class ModelPool:
 
     def __init__(self, where: Placement, zoo: Path = ZOO) -> None:
         self.where = where
+        if where.device.type == "cuda":
+            torch.cuda.set_device(where.device)  # libraries ask which one is current, not where the tensors are
         self._zoo = zoo
         self._loaded: dict[str, LoadedModel] = {}
         self._drafters: dict[tuple[str, str, type[Drafter]], Drafter] = {}

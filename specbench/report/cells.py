@@ -29,15 +29,16 @@ BASELINE, TWIN = "autoregressive", "autoregressive-twin"
 
 REQUEST_COLUMNS = (
     "run_id", "cell", "method", "label", "arm", "options", "target", "draft", "dtype", "device", "threads",
-    "attention", "execution", "captured_phases", "batch_size", "batch_id", "row", "block", "repeat", "pass", "process",
-    "dataset", "category", "prompt_id", "prompt_tokens", "output_tokens", "prefill_tokens", "steps", "drafted_tokens",
-    "accepted_tokens", "accepted_per_step", "drafted_depth_per_step", "drafted_nodes_per_step", "prefill_s",
-    "ttft_s", "decode_s", "row_done_s", "temperature", "rule", "lossless", "seed", "max_new_tokens", "latency_mode",
-    "draft_latency_ms", "simulated_acceptance", "repeat_ngram_share", "target_sha", "prompts_sha", "status", "reason",
-    "verdict", "order_in_block", "load_average", "cpu_wait_share", "cpu_steal_share", "major_faults", "gpu_clock_mhz",
-    "gpu_throttle", "gpu_alloc_retries", "gpu_clock_mean_mhz", "gpu_memory_clock_mhz", "gpu_energy_j", "gpu_power_w",
-    "gpu_utilisation", "gpu_temperature_c", "gpu_throttled_share", "gpu_throttled_by", "gpu_memory_bytes",
-    "gpu_other_processes", "telemetry_looks", "telemetry_busy_s",
+    "attention", "execution", "captured_phases", "compiled_phases", "batch_size", "batch_id", "row", "block",
+    "repeat", "pass", "process", "dataset", "category", "prompt_id", "prompt_tokens", "output_tokens",
+    "prefill_tokens", "steps", "drafted_tokens", "accepted_tokens", "accepted_per_step", "drafted_depth_per_step",
+    "drafted_nodes_per_step", "prefill_s", "ttft_s", "decode_s", "row_done_s", "temperature", "rule", "lossless",
+    "seed", "max_new_tokens", "latency_mode", "draft_latency_ms", "simulated_acceptance", "repeat_ngram_share",
+    "target_sha", "prompts_sha", "status", "reason", "verdict", "order_in_block", "load_average", "cpu_wait_share",
+    "cpu_steal_share", "major_faults", "gpu_clock_mhz", "gpu_throttle", "gpu_alloc_retries", "gpu_clock_mean_mhz",
+    "gpu_memory_clock_mhz", "gpu_energy_j", "gpu_power_w", "gpu_utilisation", "gpu_temperature_c",
+    "gpu_throttled_share", "gpu_throttled_by", "gpu_memory_bytes", "gpu_other_processes", "telemetry_looks",
+    "telemetry_busy_s",
 )  # fmt: skip
 """What a report reads of `requests`: all but the texts and what names a trial."""
 

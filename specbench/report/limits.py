@@ -109,8 +109,8 @@ class Limits:
             launch_ms=_MS * ceiling["launch_s"],
             captured_launch_ms=None if in_graph_s is None else _MS * in_graph_s,
             enqueued_ms=_or_none(enqueued_ms),
-            captured=frozenset(filter(None, str(row["captured_phases"] or "").split(","))),
-            is_compiled="compiled" in str(row.get("execution") or ""),
+            captured=_listed(row["captured_phases"]),
+            compiled=_listed(row["compiled_phases"]),
             is_cpu=is_cpu(row["device"]),
             dtype=row["dtype"],
             attention=row["attention"],
@@ -123,6 +123,11 @@ class Limits:
             nodes=known.load.nodes,
             single_gap_ms=None if row["arm"] in {BASELINE, TWIN} else single_gap_ms,
         )
+
+
+def _listed(phases: Any) -> frozenset[str]:
+    """What a column lists with commas; nothing in rows of before there was such a column."""
+    return frozenset(phases.split(",")) if isinstance(phases, str) and phases else frozenset()
 
 
 def _load(row: Row, own: pd.DataFrame) -> Load | None:

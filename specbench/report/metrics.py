@@ -174,14 +174,14 @@ def _of_models(results: Results) -> dict[str, pd.DataFrame]:
 
 SUMMARY = (
     "title", "cell", *PLACE, "arm", "method", "label", "options", "draft", "rule", "attention", "captured_phases",
-    "latency_mode", "draft_latency_ms", "lossless", "simulated", "series", "requests", "failed", "status", "reason",
-    "equal", "near_tie", "wrong", "partial_batches_left_out", "decode_tokens_per_s", "e2e_tokens_per_s",
-    "batch_tokens_per_s", "full_batch_tokens_per_s", "occupancy", "ttft_s", "tpot_s", "step_s", "block_efficiency",
-    "block_efficiency_uncut", "mean_accepted", "acceptance_rate", "nodes_per_step", "depth_per_step", "gamma",
-    "output_tokens", "repeat_ngram_share", "looping", "speedup_core", "low", "high", "units", "baseline_tokens",
-    "method_tokens", "speedup_e2e", "resolution", "noise_floor", "speedup", "fastest_autoregressive",
-    "full_batch_speedup", "full_batch_low", "full_batch_high", *(f"{phase}_ms" for phase in PHASES), "syncs_per_step",
-    "phase_pass_slowdown", *LIMIT_COLUMNS,
+    "compiled_phases", "latency_mode", "draft_latency_ms", "lossless", "simulated", "series", "requests", "failed",
+    "status", "reason", "equal", "near_tie", "wrong", "partial_batches_left_out", "decode_tokens_per_s",
+    "e2e_tokens_per_s", "batch_tokens_per_s", "full_batch_tokens_per_s", "occupancy", "ttft_s", "tpot_s", "step_s",
+    "block_efficiency", "block_efficiency_uncut", "mean_accepted", "acceptance_rate", "nodes_per_step",
+    "depth_per_step", "gamma", "output_tokens", "repeat_ngram_share", "looping", "speedup_core", "low", "high",
+    "units", "baseline_tokens", "method_tokens", "speedup_e2e", "resolution", "noise_floor", "speedup",
+    "fastest_autoregressive", "full_batch_speedup", "full_batch_low", "full_batch_high", *(f"{phase}_ms" for phase
+    in PHASES), "syncs_per_step", "phase_pass_slowdown", *LIMIT_COLUMNS,
 )  # fmt: skip
 """Columns of `summary`; there are no rows where a folder holds traces, latencies or scores alone."""
 
@@ -368,7 +368,7 @@ def _place(title: str, cell: pd.DataFrame) -> dict[str, Any]:
 def _identity(own: pd.DataFrame) -> dict[str, Any]:
     first = own.iloc[0]
     names = ("arm", "method", "label", "options", "draft", "rule", "attention", "captured_phases",
-             "latency_mode", "draft_latency_ms")  # fmt: skip
+             "compiled_phases", "latency_mode", "draft_latency_ms")  # fmt: skip
     flags = {"lossless": bool(own["lossless"].all()), "simulated": bool(own["simulated_acceptance"].any())}
     return {name: first[name] for name in names} | flags | {"series": series(str(first["arm"]))}
 

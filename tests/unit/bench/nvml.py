@@ -59,12 +59,6 @@ class FakeNvml:
     def _nvmlShutdown(self):  # noqa: N802
         pass
 
-    def _nvmlDeviceGetCount(self):  # noqa: N802
-        return len(self.gpus)
-
-    def _nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
-        return self.gpus[index]
-
     def _nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
         for gpu in self.gpus:
             if gpu.uuid.encode() == uuid:

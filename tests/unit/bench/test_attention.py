@@ -32,8 +32,20 @@ def test_on_a_cpu_the_choice_does_not_hang_on_the_machine_s_mood(monkeypatch):
 def test_the_best_of_several_calls_counts_and_what_fails_takes_for_ever():
     ticks = iter([0, 30, 100, 107, 200, 220, 300, 311, 400, 450])
     clock = HostTimeline(lambda: next(ticks, 0))
-    assert attention._best_seconds(lambda: None, clock, captured=False) == pytest.approx(7e-9)
-    assert attention._best_seconds(lambda: 1 / 0, clock, captured=False) == math.inf
+    assert attention._best_seconds(lambda: None, clock, captured_on=None) == pytest.approx(7e-9)
+    assert attention._best_seconds(lambda: 1 / 0, clock, captured_on=None) == math.inf
+
+
+def test_a_try_that_memory_does_not_hold_leaves_the_attention_as_it_was(monkeypatch):
+    model = decoding.family("llama")
+    before, model.device = model.attention, torch.device("cuda")
+
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("specbench.bench.attention.choose", full)
+    settle(model, shapes_of(1, 20), HostTimeline())
+    assert model.attention is before
 
 
 @pytest.mark.gpu

@@ -69,6 +69,16 @@ def test_a_shadowed_methods_package_is_a_problem(monkeypatch):
     assert doctor._methods().level == "problem"
 
 
+def test_a_device_that_torch_cannot_compute_on_is_a_problem_with_the_reason():
+    def measure(device, dtype):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nand more")
+
+    finding = doctor._pace(measure)
+    assert finding.level == "problem"
+    assert "no kernel image is available for execution on the device" in finding.words
+    assert "and more" not in finding.words
+
+
 def test_every_question_is_answered(monkeypatch):
     monkeypatch.setattr(doctor, "_asked_hub", lambda: "")
     subjects = {finding.subject for finding in doctor.examine()}

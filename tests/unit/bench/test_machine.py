@@ -3,13 +3,14 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pynvml
 import pytest
 import torch
 
 from specbench.bench import machine
-from tests.unit.bench.nvml import FakeNvml
+from tests.unit.bench.nvml import FakeGpu, FakeNvml
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "api_key", "AWS_SECRET", "db_password", "--hub-token"])
@@ -55,11 +56,23 @@ def test_the_slug_is_a_folder_name(monkeypatch):
     assert re.fullmatch(r"[a-z0-9-]+", machine.machine_slug(torch.device("cpu")))
 
 
-@pytest.mark.parametrize("question", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])
-def test_where_nvml_does_not_answer_a_gpu_still_has_its_name(monkeypatch, question):
-    nvml = FakeNvml(refuses={question: pynvml.NVMLError_LibraryNotFound()})
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """A GPU that torch sees, of those that stand in the machine."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="b"))
+
+
+@pytest.mark.parametrize("question", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
+def test_where_nvml_does_not_answer_a_gpu_still_has_its_name(monkeypatch, one_gpu, question):
+    nvml = FakeNvml(refuses={question: pynvml.NVMLError_LibraryNotFound()})
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert machine.gpus() == [{"name": "Some GPU"}]
+
+
+def test_only_gpus_that_torch_sees_are_described(monkeypatch, one_gpu):
+    nvml = FakeNvml(FakeGpu("GPU-a", celsius=40), FakeGpu("GPU-b", celsius=60), FakeGpu("GPU-c", celsius=80))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert [gpu["temperature_c"] for gpu in machine.gpus()] == [60]

@@ -1,4 +1,4 @@
-"""specbench.bench.arms and specbench.bench.runner: what happens when memory really runs out"""
+"""specbench.bench.arms and specbench.bench.runner: what happens when memory really runs out, or the GPU faults"""
 
 import weakref
 
@@ -9,6 +9,8 @@ from methods.draft_model import DraftModel
 from specbench import registry
 from specbench.bench.arms import failure_of
 from specbench.bench.steps import ReadyStep
+from specbench.bench.timing import HostTimeline
+from specbench.errors import DeviceFaultError
 from specbench.records.store import Store
 from tests.unit.bench.bench_plans import ONE_CELL, run
 
@@ -118,3 +120,31 @@ def test_memory_that_ends_while_a_step_is_made_ready_ends_the_arm_and_not_the_ru
     statuses = {arm: set(own["status"]) for arm, own in rows.groupby("arm")}
     assert statuses.pop("draft_model") == {"oom"}
     assert set.union(*statuses.values()) == {"ok"}
+
+
+class Faulty(DraftModel):
+    """Asks for what no GPU survives, once the first batch of two has been stored."""
+
+    batches: list
+
+    def begin(self, view, prefill):
+        self.batches.append(len(view.root))
+        super().begin(view, prefill)
+        if len(self.batches) == 5:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_gpu_that_has_faulted_ends_the_run_and_no_arm_is_blamed_for_it(folder, monkeypatch):
+    kind = type("Faulty", (Faulty,), {"batches": []})
+
+    class Dead(HostTimeline):
+        def wall(self):
+            if len(kind.batches) >= 5:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return super().wall()
+
+    monkeypatch.setattr("specbench.bench.arms.timeline", lambda device: Dead())
+    with pytest.raises(DeviceFaultError, match="draft_model: the GPU has faulted"):
+        run(folder, ONE_CELL, method_class=lambda name: kind if name == "draft_model" else registry.load(name))
+    [results] = (folder / "results" / "one-cell").iterdir()
+    assert set(Store(results).read("requests")["status"]) == {"ok"}

@@ -6,9 +6,37 @@ import torch
 from torch.utils import _pytree as pytree
 
 from specbench.bench.arms import CoreArm
+from specbench.bench.steps import CountingRecorder, execution_of
+from specbench.config import MachineSettings
 from specbench.decode.static import form
 from specbench.records.store import Store
 from tests.unit.bench.bench_plans import ONE_CELL, run
+
+
+def test_words_for_how_phases_run_name_what_is_done():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert execution_of(MachineSettings(), cpu) == "eager"
+    assert execution_of(MachineSettings(compile=True), cpu) == "compiled"
+    assert execution_of(MachineSettings(), gpu) == "graphs"
+    assert execution_of(MachineSettings(compile=True), gpu) == "graphs, compiled"
+    assert execution_of(MachineSettings(graphs=False), gpu) == "eager"
+    assert execution_of(MachineSettings(parallel="device_map"), gpu) == "eager", "one graph is of one device"
+
+
+def test_what_a_capture_takes_is_counted_behind_what_the_allocator_gives_back(monkeypatch):
+    reserved = [100]
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved[0])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: reserved.__setitem__(0, 20))
+
+    class Capturing:
+        def record(self, phase, work):
+            torch.cuda.empty_cache()
+            reserved[0] += 10
+            return work(), lambda: None
+
+    recorder = CountingRecorder(Capturing(), torch.device("cuda"))
+    recorder.record("verify", lambda: None)
+    assert recorder.captures.reserved_bytes == 10
 
 
 def test_no_measured_batch_shows_a_form_that_the_warm_up_has_not_shown_not_even_the_last_partial_one(

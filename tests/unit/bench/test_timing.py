@@ -279,7 +279,9 @@ def test_events_around_work_agree_with_the_wall():
     watch.finish(10)
     assert watch.timing.decode_s == pytest.approx(wall_s, rel=0.03, abs=2e-4)
     for step in watch.timing.steps:
-        assert step.verify_s + step.host_s == pytest.approx(step.step_s, abs=2e-6)
+        assert step.verify_s + step.host_s == pytest.approx(
+            step.step_s, abs=4e-6
+        )  # five events of half a microsecond each
         assert step.verify_s > 0.9 * step.step_s
 
 
