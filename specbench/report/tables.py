@@ -235,10 +235,10 @@ def _fitting(columns: Sequence[Shown], rows: Sequence[Row], width: int) -> dict[
 
 
 def _least_width(column: Shown, rows: Sequence[Row]) -> int:
-    if column.heading not in _WORDY:
-        return max(len(column.heading), *(len(column.text(row)) for row in rows))
-    longest = max(len(words) for words in (*column.heading.split(), *(column.text(row) for row in rows)))
-    return min(longest, _WORDY[column.heading])
+    is_wordy = column.heading in _WORDY
+    heading = column.heading.split() if is_wordy else [column.heading]
+    longest = max(len(words) for words in (*heading, *(column.text(row) for row in rows)))
+    return min(longest, _WORDY[column.heading]) if is_wordy else longest
 
 
 def markdown(summary: pd.DataFrame, columns: tuple[Shown, ...] = COLUMNS) -> str:
