@@ -17,23 +17,24 @@ REDRAFTERS := pico-redrafter pico-redrafter-plain pico-redrafter-bag
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456
 
 # Parts of `make gpu`, experiments/gpu/*.yaml, and the seconds that each may take.
-GPU_PARTS := texts:25 methods:50 executions:85 baselines:55 verify_widths:40 batches:55 drafts:30 large:25
-GPU_TESTS_S := 70
-GPU_OVERHEAD_S := 15
-GPU_REPORT_S := 30
-WITHIN := timeout --signal=INT --kill-after=10
+GPU_PARTS := texts:30 methods:60 baselines:110 executions:60 verify_widths:25 batches:45 drafts:25 large:25
+GPU_TESTS_S := 55
+GPU_OVERHEAD_S := 20
+GPU_REPORT_S := 25
+# In the foreground, or a Ctrl-C would end make and leave the GPU to what it has started.
+WITHIN := timeout --foreground --signal=INT --kill-after=10
 
-.PHONY: demo test test-all test-compiled lint types contracts check floor overhead gpu family clean
+.PHONY: demo test test-all test-compiled lint types contracts check floor overhead gpu publish-gpu family clean
 
 demo: $(BIN)/.installed
 	$(BIN)/specbench run experiments/quickstart.yaml --results $(RESULTS)
 	$(BIN)/specbench report $(RESULTS)/quickstart
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(BIN)/.installed
-	$(BIN)/python -m pytest -n auto --slow
+	$(BIN)/python -m pytest -n auto --dist worksteal --slow
 
 # Without the checks of shapes that pyproject.toml asks for: a function that is checked cannot be compiled.
 test-compiled: $(BIN)/.installed
@@ -58,17 +59,35 @@ overhead: $(BIN)/.installed
 	$(BIN)/python -m specbench.bench.overhead
 
 # Every part runs in a process of its own: one that fails, or takes too long, costs the others nothing, what it has
-# finished is kept, and the next `make gpu` goes on from there.
+# finished is kept, and the next `make gpu` goes on from there. The report is drawn whatever became of them.
 gpu: $(BIN)/.installed
-	-$(WITHIN) $(GPU_TESTS_S) $(BIN)/python -m pytest -q -o addopts=--import-mode=importlib -m gpu --junitxml=$(GPU_RESULTS)/tests.xml \
-	  $$(grep -rl --include='*.py' 'mark\.gpu' tests)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	  "error: make gpu needs a GPU, and torch finds none; $(BIN)/specbench doctor says what is here")'
+	@mkdir -p $(GPU_RESULTS)
+	@trap 'exit 130' INT; troubled=; \
+	within() { \
+	  name=$$1; most=$$2; shift 2; \
+	  printf '\n== %s, at most %s s: %s\n' "$$name" "$$most" "$$*"; \
+	  $(WITHIN) "$$most" "$$@" || troubled="$$troubled $$name ($$?)"; \
+	}; \
+	within tests $(GPU_TESTS_S) $(BIN)/python -m pytest -q -o addopts=--import-mode=importlib -m gpu \
+	  --junitxml=$(GPU_RESULTS)/tests.xml $$(grep -rl --include='*.py' 'mark\.gpu' tests); \
 	for part in $(GPU_PARTS); do \
-	  $(WITHIN) $${part#*:} $(BIN)/specbench run experiments/gpu/$${part%:*}.yaml --results $(GPU_RESULTS) \
-	    || echo "$$part: exit code $$?"; \
-	done
-	-$(WITHIN) $(GPU_OVERHEAD_S) $(BIN)/python -m specbench.bench.overhead --device cuda --batch-size 1 --units 4 \
-	  --out $(GPU_RESULTS)/overhead.json
-	$(WITHIN) $(GPU_REPORT_S) $(BIN)/specbench report $(GPU_RESULTS)
+	  within "$${part%:*}" "$${part#*:}" \
+	    $(BIN)/specbench run "experiments/gpu/$${part%:*}.yaml" --results $(GPU_RESULTS); \
+	done; \
+	within overhead $(GPU_OVERHEAD_S) $(BIN)/python -m specbench.bench.overhead --device cuda --batch-size 1 --units 4 \
+	  --rounds 1 --out $(GPU_RESULTS)/overhead.json; \
+	within report $(GPU_REPORT_S) $(BIN)/specbench report $(GPU_RESULTS); \
+	test -z "$$troubled" || { \
+	  echo "error: with an exit code of their own:$$troubled; 124 ran out of time, and goes on in the next make gpu" >&2; \
+	  exit 1; \
+	}
+
+# What a whole run of the suite leaves, named by device and day, for this repository.
+publish-gpu: $(BIN)/.installed
+	$(BIN)/python -m specbench.report.publish $(GPU_RESULTS) --to results/published \
+	  $(foreach part,$(GPU_PARTS),--part gpu_$(firstword $(subst :, ,$(part))))
 
 family: $(BIN)/.installed
 	$(TRAIN_ENV) $(BIN)/specbench train target pico

@@ -384,6 +384,12 @@ class MachineSettings(Settings):
         "runs them; or one of ours, or two for lines and trees, joined by a plus.",
     )
 
+    def execution(self, device_type: str) -> str:
+        """How phases are to be run on such a device, in the words of the column ``execution``."""
+        # A graph is of one device.
+        is_captured = device_type == "cuda" and self.graphs and self.parallel == "none"
+        return ", ".join(["graphs"] * is_captured + ["compiled"] * self.compile) or "eager"
+
     @field_validator("attention")
     @classmethod
     def _is_attention(cls, attention: str) -> str:
@@ -453,8 +459,11 @@ class LatencySection(Settings):
         "longest context.",
     )
     models: tuple[ModelSpec, ...] = Field(default=(), description="More models: names, or shapes with random weights.")
-    modes: tuple[Literal["eager", "compiled"], ...] = Field(
-        default=("eager",), min_length=1, description="How forwards run: eager, or compiled by torch.compile."
+    modes: tuple[Literal["eager", "compiled", "graphs", "graphs, compiled"], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="How forwards run: eager, compiled by torch.compile, graphs on a GPU, or 'graphs, compiled'; null "
+        "is eager, and the way in which the arms run.",
     )
     rounds: int = Field(default=20, ge=1, description="Visits of every point; an interval takes six.")
     burst: int = Field(default=4, ge=1, description="Forwards of a visit, one after the other.")
@@ -463,7 +472,16 @@ class LatencySection(Settings):
     @property
     def points(self) -> int:
         """Forwards of each model; of the axes that are left open, one value."""
-        axes = (self.query_tokens, self.batch_sizes, self.context_tokens, self.modes)
+        return self._product(self.query_tokens, self.batch_sizes, self.context_tokens, self.modes)
+
+    @property
+    def choices(self) -> int:
+        """Times of each way of choosing tokens: a draw, and accepting behind every query and behind one token."""
+        kinds = (0, 1, *(self.query_tokens or ()))
+        return self._product(kinds, self.batch_sizes, self.modes)
+
+    @staticmethod
+    def _product(*axes: tuple[object, ...] | None) -> int:
         return math.prod(len(set(axis)) if axis is not None else 1 for axis in axes)
 
 

@@ -305,7 +305,7 @@ def _check_studies(experiment: Experiment, found: "Sequence[_Found]", faults: Fa
         if getattr(experiment, name) is None:
             faults.add(key, f"composed needs the section {name}, which says {gives}")
     for decode in experiment.decode:
-        if decode.rule_name not in TRACED_RULES and (decode.temperature > 0 or decode.rule_name == "synthetic"):
+        if not is_traceable(decode):
             faults.add(("decode", "rule"), "under it a text depends on its drafts, so no arm can be composed",
                        got=decode.rule_name)  # fmt: skip
     _check_reach(experiment, [item.arm for item in composed], faults)
@@ -316,8 +316,11 @@ def _check_reach(experiment: Experiment, composed: Sequence[Arm], faults: Faults
     section = experiment.latencies
     if section is None:
         return
-    if "eager" not in section.modes:
-        faults.add(("latencies", "modes"), "composed arms take the times of eager forwards", got=list(section.modes))
+    for machine in experiment.machine:
+        own = executions(machine)
+        if section.modes is not None and not own & set(section.modes):
+            faults.add(("latencies", "modes"), f"composed arms take the times of forwards that run as they would, "
+                       f"{' or '.join(sorted(own))}", got=list(section.modes))  # fmt: skip
     gammas = [arm.chain for arm in composed if arm.chain is not None]
     needed = {
         "query_tokens": [1, *(gamma + 1 for gamma in gammas)],
@@ -329,6 +332,17 @@ def _check_reach(experiment: Experiment, composed: Sequence[Arm], faults: Faults
         if beyond:
             faults.add(("latencies", name), f"composed arms need {max(beyond)}, and nothing is said beyond what is "
                        "measured", got=list(given))  # fmt: skip
+
+
+def is_traceable(decode: DecodeSettings) -> bool:
+    """Whether a text is the same whatever is drafted."""
+    is_certain = decode.temperature == 0 and decode.rule_name != "synthetic"
+    return is_certain or decode.rule_name in TRACED_RULES
+
+
+def executions(machine: MachineSettings) -> set[str]:
+    """How phases may come to run; the device may be known later."""
+    return {machine.execution(kind) for kind in (("cpu",) if machine.device == "cpu" else ("cpu", "cuda"))}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What every test of this repository shares: one thread, a seed, and no GPU test without a GPU."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "slow" in item.keywords and not asked:
             item.add_marker(pytest.mark.skip(reason="thorough; run with --slow"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frozen() -> Iterator[None]:
+    """The bench collects garbage around every batch: to look through half a million old objects takes far longer."""
+    from specbench.bench.timing import frozen_objects
+
+    with frozen_objects():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _freeze_what_was_kept(_frozen: None) -> None:
+    """What imports and shared fixtures have left since then."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ Source: Cai et al., arXiv 2401.10774. A chain of first guesses is blockwise para
 1811.03115. The drafts are chosen without chance, so ``greedy``, ``match`` and ``rejection`` keep the target's text.
 """
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import torch
@@ -129,6 +130,7 @@ class Medusa(Method):
             raise UnsupportedError(
                 f"a guess of rank {self._ranks}, and the vocabulary has {context.target.vocab_size} tokens"
             )
+        self._children = max(Counter(path[:-1] for path in paths).values())
         # Where every node finds its token among (head, rank).
         places = [(len(path) - 1) * self._ranks + path[-1] for path in paths]
         self._places = torch.tensor(places, device=context.target.device)
@@ -156,8 +158,7 @@ class Medusa(Method):
 
     def caps(self) -> Caps:
         """Those of the tree."""
-        children = torch.bincount(self._topology.parents + 1)
-        return Caps(max_nodes=len(self._places), max_depth=self._depth, max_children=int(children.max()))
+        return Caps(max_nodes=len(self._places), max_depth=self._depth, max_children=self._children)
 
     def carries(self) -> tuple[str, ...]:
         """The state behind the root's logits."""

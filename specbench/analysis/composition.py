@@ -1,8 +1,8 @@
 """Throughput of a cell that was never run, put together from a trace, a latency table and an autoregressive arm.
 
-The trace says how many steps a batch takes and how long their drafts are; the table how long a forward takes; what else
-a step costs is what the autoregressive arm of the same machine takes beyond its own forward. Nothing is fitted on the
-cell in question.
+The trace says how many steps a batch takes and how long their drafts are; the table how long a forward takes, how long
+a draft token takes to be drawn, and how much longer a draft takes to be accepted than none; what else a step costs is
+what the autoregressive arm of the same machine takes beyond its own forward. Nothing is fitted on the cell in question.
 
 Source: Yan et al., Decoding Speculative Decoding (arXiv 2402.01528), whose public code replays acceptance and leaves
 the latencies to be composed with it.
@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from specbench.analysis.choosing import Choosing, Kind
 from specbench.analysis.intervals import Interval, Totals, jackknife_interval
 from specbench.analysis.latencies import LatencyTable
 from specbench.analysis.replay import BatchReplay, Replay
@@ -68,12 +70,13 @@ class Setting:
     """Where the times of a cell come from.
 
     Attributes:
-        table: Forward times of this machine.
+        table: Forward times of this machine, and what choosing tokens takes.
         target: Its name in the table.
         draft: Likewise.
         batch_size: Rows.
         context_tokens: Keys and values of a row in the middle of a run.
         autoregressive_s: A step of the autoregressive arm, at the same batch size.
+        how: How tokens are chosen.
         mode: How forwards run.
         pace: What the table's times are multiplied by: above 1 where the machine was slower in the run.
     """
@@ -84,6 +87,7 @@ class Setting:
     batch_size: int
     context_tokens: int
     autoregressive_s: Estimate
+    how: Choosing
     mode: str = "eager"
     pace: float = 1.0
 
@@ -94,8 +98,33 @@ class Setting:
             ResultsError: The table does not reach that far.
         """
         at = (query_tokens, self.batch_size, self.context_tokens)
-        value = self.pace * self.table.forward_s(model, *at, mode=self.mode)
-        share = self.table.uncertainty(model, *at, mode=self.mode)
+        seconds = self.table.forward_s(model, *at, mode=self.mode)
+        return self._estimate(seconds, self.table.uncertainty(model, *at, mode=self.mode))
+
+    def draw(self) -> Estimate:
+        """Seconds in which the draft's logits become its next token.
+
+        Raises:
+            ResultsError: The table does not say.
+        """
+        return self._choice("draw", self.draft, 1)
+
+    def accept(self, query_tokens: int) -> Estimate:
+        """Seconds of the accept phase behind a verification of so many tokens.
+
+        Raises:
+            ResultsError: The table does not say, or does not reach that far.
+        """
+        return self._choice("accept", self.target, query_tokens)
+
+    def _choice(self, kind: Kind, model: str, query_tokens: int) -> Estimate:
+        if self.table.choosing is None:
+            raise ResultsError("this table holds forwards alone, and no time of choosing tokens")
+        at = (query_tokens, self.batch_size, self.how)
+        return self._estimate(*self.table.choosing.choice_s(kind, model, *at, mode=self.mode))
+
+    def _estimate(self, seconds: float, share: float) -> Estimate:
+        value = self.pace * seconds
         return Estimate(value, None if math.isnan(share) else value * share)
 
     def host(self) -> Estimate:
@@ -115,6 +144,7 @@ class Composed:
         draft_s: The draft phase of a step.
         verify_s: The target's forward.
         host_s: All else.
+        lacks: What the table does not say, so that steps come out too short; None where all is in it.
         draft_latency_ms: Of a draft forward, where it was asked for instead of the table's.
         latency_mode: Always `LATENCY_MODE`.
     """
@@ -126,6 +156,7 @@ class Composed:
     draft_s: Estimate
     verify_s: Estimate
     host_s: Estimate
+    lacks: str | None = None
     draft_latency_ms: float | None = None
     latency_mode: str = LATENCY_MODE
 
@@ -154,8 +185,10 @@ class Composed:
 def compose(replayed: Replay, setting: Setting, draft_latency_ms: float | None = None) -> Composed:
     """Throughput of the cell that a replay and a setting stand for.
 
-    Error: the table's forwards run in bursts of one model, those of a step in turn with the other's; choosing draft
-    tokens and a verdict over several of them cost a little more than the autoregressive arm's host time.
+    Error: the table's forwards run in bursts of one model, those of a step in turn with the other's. What a method
+    does between its forwards beside drawing, like asking whether a draft shall go on, is in no part. Where the table
+    holds forwards alone a step comes out too short by the draws of its draft, and by what accepting a draft takes more
+    than accepting none; ``lacks`` says so.
 
     Args:
         replayed: The trace, walked through with the method's gamma or stop rule.
@@ -173,20 +206,22 @@ def compose(replayed: Replay, setting: Setting, draft_latency_ms: float | None =
     widths = np.sum([batch.steps_by_width for batch in batches], axis=0) / steps.sum()
     shares = {width: float(share) for width, share in enumerate(widths) if share > 0}
     interval = jackknife_interval(Totals(tokens, tokens), Totals(steps, tokens))
+    chosen = _chosen(shares, setting)
     return Composed(
         label=replayed.label,
         gamma=replayed.gamma,
         batch_size=setting.batch_size,
         tokens_per_step=Estimate.of_interval(float(tokens.sum() / steps.sum()), interval),
-        draft_s=_draft(shares, setting, draft_latency_ms),
+        draft_s=together([_forwards(shares, setting, draft_latency_ms), chosen.draws_s]),
         verify_s=together([setting.forward(setting.target, width + 1).times(share) for width, share in shares.items()]),
-        host_s=setting.host(),
+        host_s=independent([setting.host(), chosen.accept_s]),
+        lacks=chosen.lacks,
         draft_latency_ms=draft_latency_ms,
     )
 
 
-def _draft(shares: Mapping[int, float], setting: Setting, latency_ms: float | None) -> Estimate:
-    """Mean draft phase: of w tokens, one forward that catches up and w - 1 that follow it."""
+def _forwards(shares: Mapping[int, float], setting: Setting, latency_ms: float | None) -> Estimate:
+    """The forwards of a mean draft phase: for w tokens, one that catches up and w - 1 that follow it."""
     drafting = math.fsum(share for width, share in shares.items() if width)
     following = math.fsum(share * (width - 1) for width, share in shares.items() if width)
     if latency_ms is not None:
@@ -195,6 +230,35 @@ def _draft(shares: Mapping[int, float], setting: Setting, latency_ms: float | No
     return together(
         [setting.forward(setting.draft, tokens).times(count) for tokens, count in counts.items() if count > 0]
     )
+
+
+class _Chosen(NamedTuple):
+    """What choosing tokens adds to a step.
+
+    Attributes:
+        draws_s: To the draft phase: a draw for each of its tokens.
+        accept_s: To all else: what the accept phase takes beyond that of a step without a draft, which is part of the
+            autoregressive arm's.
+        lacks: Why nothing is known of either; None where both are.
+    """
+
+    draws_s: Estimate
+    accept_s: Estimate
+    lacks: str | None = None
+
+
+def _chosen(shares: Mapping[int, float], setting: Setting) -> _Chosen:
+    drafting = {width: share for width, share in shares.items() if width}
+    nothing = Estimate(0.0, 0.0)
+    if not drafting:
+        return _Chosen(nothing, nothing)
+    try:
+        draws = setting.draw().times(math.fsum(width * share for width, share in drafting.items()))
+        accepts = [setting.accept(width + 1).times(share) for width, share in drafting.items()]
+        without = setting.accept(1).times(-math.fsum(drafting.values()))
+    except ResultsError as error:
+        return _Chosen(nothing, nothing, str(error))
+    return _Chosen(draws, together([*accepts, without]))
 
 
 def _full(batches: Sequence[BatchReplay], size: int) -> Sequence[BatchReplay]:

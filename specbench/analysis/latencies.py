@@ -1,16 +1,15 @@
 """Forward times from a table: looked up, interpolated between measured points, and fitted against a model's numbers.
 
 A table speaks of one setting: one device, data type, number of threads, attention backend and burst. Rows of two are
-never mixed, and a table of another setting than the one asked for is refused.
+never mixed, and a table of another setting than the one asked for is refused. Beside forwards it holds what choosing
+tokens takes, as far as that was measured.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,9 @@ import pandas as pd
 from scipy.special import stdtrit
 from scipy.stats import quantile_test
 
+from specbench.analysis.choosing import ChoosingTable
 from specbench.analysis.intervals import LEVEL
+from specbench.analysis.points import OutsideError, Points, latest, of_one_setting, reasons
 from specbench.errors import ResultsError, did_you_mean
 
 SETTING = ("device", "dtype", "threads", "attention", "burst")
@@ -44,28 +45,40 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 
 
 class LatencyTable:
-    """Forward times of one setting.
+    """Forward times of one setting, and beside them what choosing tokens takes.
 
     Args:
         rows: Rows of ``latencies``, from one run or several.
+        chosen: Rows of ``choosing``; those of other settings are not looked at. None where there are none, as in
+            tables of old.
         setting: What the device, the data type, ... must be; what is left out may be anything, but only one thing.
 
     Attributes:
         rows: The rows that were measured; of a point that was measured with several versions, the latest run's.
+        choosing: What choosing tokens takes; None where nothing is known of it.
 
     Raises:
         ResultsError: The table is of another setting, or of several; the message names the column and both values.
     """
 
-    def __init__(self, rows: pd.DataFrame, **setting: Any) -> None:
+    def __init__(self, rows: pd.DataFrame, chosen: pd.DataFrame | None = None, **setting: Any) -> None:
         if unknown := setting.keys() - set(SETTING):
             raise ValueError(f"no column of a table's setting: {', '.join(sorted(unknown))}")
         for column in SETTING:
-            rows = _of_one_setting(rows, column, setting.get(column))
-        latest_last = rows.sort_values("run_id", kind="stable")
-        self._all = latest_last.drop_duplicates(["model", "mode", *AXES], keep="last", ignore_index=True)
+            rows = of_one_setting(rows, column, setting.get(column))
+        self._all = latest(rows, ["model", "mode", *AXES])
         self.rows = self._all[self._all["status"] == "ok"]
-        self._points: dict[tuple[str, str], dict[tuple[int, ...], Mapping[Any, Any]]] = {}
+        self._chosen = chosen
+        self.choosing = self._choosing()
+        self._points: dict[tuple[str, str], Points] = {}
+
+    def of(self, **setting: Any) -> LatencyTable:
+        """The same table, of a setting that is named.
+
+        Raises:
+            ResultsError: It is of another one.
+        """
+        return LatencyTable(self._all, self._chosen, **setting)
 
     @property
     def models(self) -> list[str]:
@@ -77,9 +90,7 @@ class LatencyTable:
     ) -> float:
         """Seconds of one forward.
 
-        Error: between measured points the time is taken to be linear in tokens, rows and context, one after the
-        other: exact where weights or keys and values are read at a constant rate, and blind to a step between two
-        points, as tiles of matrix kernels make. Nothing is said beyond the outermost points.
+        Error: as of `Points`; linear in tokens, rows and context between those that were measured.
 
         Args:
             model: As the table names it.
@@ -92,10 +103,9 @@ class LatencyTable:
             ResultsError: The model or mode was not measured, or under this name two models were, or the point lies
                 outside of what was measured; the message names the range.
         """
-        points = {at: float(row["forward_s"]) for at, row in self._measured(model, mode).items()}
         try:
-            return _between(points, (query_tokens, batch_size, context_tokens))
-        except _OutsideError as error:
+            return self._measured(model, mode).seconds((query_tokens, batch_size, context_tokens))
+        except OutsideError as error:
             raise ResultsError(f"{model}, {mode}: {error}{self._failures(model, mode)}") from None
 
     def uncertainty(
@@ -115,22 +125,21 @@ class LatencyTable:
         Raises:
             ResultsError: As `forward_s` does.
         """
-        around = self._measured(model, mode)
-        for axis, wanted in enumerate((query_tokens, batch_size, context_tokens)):
-            known = [at[axis] for at in around]
-            sides = {
-                max((value for value in known if value <= wanted), default=None),
-                min((value for value in known if value >= wanted), default=None),
-            }
-            around = {at: values for at, values in around.items() if at[axis] in sides}
-        shares = [(row["forward_high_s"] - row["forward_low_s"]) / row["forward_s"] / 2 for row in around.values()]
-        return float(np.max(shares)) if shares else math.nan
+        return self._measured(model, mode).uncertainty((query_tokens, batch_size, context_tokens))
 
-    def _measured(self, model: str, mode: str) -> dict[tuple[int, ...], Mapping[Any, Any]]:
-        """The rows of a model by their point; a report asks for the same ones many times."""
+    def _choosing(self) -> ChoosingTable | None:
+        """What was measured in the setting of the forwards."""
+        rows, forwards = self._chosen, self._all
+        if rows is None or rows.empty or forwards.empty:
+            return None
+        for column in SETTING:
+            rows = rows[rows[column] == forwards[column].iloc[0]]
+        return None if rows.empty else ChoosingTable(rows)
+
+    def _measured(self, model: str, mode: str) -> Points:
+        """The points of a model; a report asks for the same ones many times."""
         if (model, mode) not in self._points:
-            rows = self._of(model, mode).to_dict("records")
-            self._points[model, mode] = {tuple(int(row[axis]) for axis in AXES): row for row in rows}
+            self._points[model, mode] = Points.of(self._of(model, mode), AXES, "forward")
         return self._points[model, mode]
 
     def select(self, **values: Any) -> pd.DataFrame:
@@ -156,48 +165,9 @@ class LatencyTable:
 
     def _failures(self, model: str, mode: str) -> str:
         """Why some points of a model have no time, as the tail of a message."""
-        failed = self._all[(self._all["model"] == model) & (self._all["mode"] == mode) & (self._all["status"] != "ok")]
-        reasons = [f"{row['status']}: {row['reason']}" for row in failed.to_dict("records")]
-        return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
-
-
-def _of_one_setting(rows: pd.DataFrame, column: str, wanted: Any) -> pd.DataFrame:
-    found = list(dict.fromkeys(rows[column].tolist()))
-    if wanted is None:
-        if len(found) > 1:
-            raise ResultsError(
-                f"latencies of several settings cannot be mixed: {column} is {found[0]!r} in some rows and "
-                f"{found[1]!r} in others; say which"
-            )
-        return rows
-    if found and wanted not in found:
-        there = ", ".join(map(repr, found))
-        raise ResultsError(f"a latency table of another setting: {column} is {there}, and {wanted!r} is asked for")
-    return rows[rows[column] == wanted]
-
-
-class _OutsideError(Exception):
-    """A point beyond the outermost ones that were measured."""
-
-
-def _between(points: Mapping[tuple[int, ...], float], at: tuple[int, ...]) -> float:
-    """Piecewise linear along the first axis, of what is piecewise linear along the others."""
-    if not at:
-        return points[()]
-    axis, wanted = AXES[-len(at)], at[0]
-    slices = {
-        value: {key[1:]: points[key] for key in keys} for value, keys in groupby(sorted(points), key=lambda key: key[0])
-    }
-    values = list(slices)
-    if wanted in slices:
-        return _between(slices[wanted], at[1:])
-    if not values[0] < wanted < values[-1]:
-        measured = f"{values[0]} alone" if len(values) == 1 else f"{values[0]} to {values[-1]}"
-        raise _OutsideError(f"{axis} {wanted} lies outside of what was measured, {measured}")
-    index = bisect_left(values, wanted)
-    low, high = values[index - 1], values[index]
-    share = (wanted - low) / (high - low)
-    return (1 - share) * _between(slices[low], at[1:]) + share * _between(slices[high], at[1:])
+        return reasons(
+            self._all[(self._all["model"] == model) & (self._all["mode"] == mode) & (self._all["status"] != "ok")]
+        )
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def measure_shapes(
     """
     drafts: list[str | RandomModel] = [RandomModel(shape=shape_text(shape)) for shape in shapes]
     beside = [target] if known is None else [target, known]
-    rows = measure(replace(study, models=(*beside, *drafts), query_tokens=(1,)), folder, argv=argv, zoo=zoo, say=say)
+    alone = replace(study, models=(*beside, *drafts), query_tokens=(1,))
     verified = replace(study, models=(target,), query_tokens=tuple(range(2, largest_gamma + 2)))
-    more = measure(verified, folder, argv=argv, zoo=zoo, say=say)
-    return pd.concat([rows, more], ignore_index=True)
+    rows = [measure(own, folder, argv=argv, zoo=zoo, say=say).forwards for own in (alone, verified)]
+    return pd.concat(rows, ignore_index=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from specbench.analysis.intervals import MIN_UNITS, estimand
 from specbench.bench.footprint import Footprints, source_of
 from specbench.bench.forecast import PRECISIONS, Forecast, forecast
+from specbench.bench.latency_points import choosings, modes_of
 from specbench.bench.machine import free_bytes, machine_slug
 from specbench.bench.progress import duration
 from specbench.bench.prompt_encoding import limit_of
@@ -94,8 +95,8 @@ def _trials(plan: Plan, estimates: "list[_Estimate]", results: Path | None) -> I
 
 # The columns, and whether each holds numbers.
 _COLUMNS = {
-    "target": False, "prompts": False, "T": True, "batch": True, "arms": True, "blocks": True, "batches": True,
-    "memory": True, "time": True,
+    "target": False, "prompts": False, "run as": False, "T": True, "batch": True, "arms": True, "blocks": True,
+    "batches": True, "memory": True, "time": True,
 }  # fmt: skip
 
 
@@ -178,6 +179,7 @@ def _words(cell: Cell, plan: Plan, estimate: _Estimate) -> list[str]:
     return [
         cell.target.name,
         f"{estimate.prompts} x {cell.prompts.source}",
+        cell.machine.execution(_placed(cell.machine, []).device.type),
         f"{cell.decode.temperature:g}",
         str(cell.decode.batch_size),
         str(len(cell.arms)),
@@ -249,9 +251,17 @@ def _studies(plan: Plan, limit: int | None, zoo: Path) -> tuple[list[str], list[
         seconds = [_trace_s(plan, cell, limit, weigh) for cell in plan.texts]
         lines.append(f"{_counted(plan.traces, 'trace')}{_roughly(seconds)}")
     if (latencies := plan.latencies) is not None:
-        points = latencies.points * len(latencies.models) * len(plan.studies.machines)
-        seconds = [_latency_s(latencies, weigh(model, machine)) for model, machine in _each(plan, latencies.models)]
-        lines.append(f"{_counted(points, 'forward time')} of {_counted(len(latencies.models), 'model')}"
+        models, ways = latencies.models, len(choosings(plan))
+        sections = [_in_modes(latencies, machine, problems) for machine in plan.studies.machines]
+        points = len(models) * sum(section.points for section in sections)
+        choices = len(models) * ways * sum(section.choices for section in sections)
+        beside = f" and {_counted(choices, 'choice time')}" if choices else ""
+        seconds = [
+            _latency_s(section, ways, weigh(model, machine))
+            for section, machine in zip(sections, plan.studies.machines, strict=True)
+            for model in models
+        ]
+        lines.append(f"{_counted(points, 'forward time')}{beside} of {_counted(len(models), 'model')}"
                      f"{_roughly(seconds)}")  # fmt: skip
     if (scores := plan.scores) is not None:
         count = len(scores.models) * len(scores.data) * len(plan.studies.machines)
@@ -313,13 +323,19 @@ def _trace_s(plan: Plan, cell: Cell, limit: int | None, weigh: _Scales) -> float
     return steps * target.weights_s + drafted
 
 
-def _latency_s(section: LatencySection, model: _Weighed | None) -> float | None:
+def _in_modes(section: LatencySection, machine: MachineSettings, problems: list[str]) -> LatencySection:
+    """The section with its modes named."""
+    return section.model_copy(update={"modes": modes_of(section, machine, _placed(machine, problems).device)})
+
+
+def _latency_s(section: LatencySection, ways: int, model: _Weighed | None) -> float | None:
+    """Choices come behind a forward each, so they take as long as forwards do."""
     if model is None:
         return None
-    forwards = section.rounds * section.burst
+    points, modes = section.points + ways * section.choices, section.modes or ("eager",)
     cached = max(section.context_tokens or (_TYPICAL_PROMPT_TOKENS,)) * max(section.batch_sizes or (1,))
-    compiled = _COMPILE_S * section.points * ("compiled" in section.modes) / len(section.modes)
-    return section.points * forwards * (model.weights_s + cached * model.kv_s) + compiled
+    compiled = _COMPILE_S * points * sum("compiled" in mode for mode in modes) / len(modes)
+    return points * section.rounds * section.burst * (model.weights_s + cached * model.kv_s) + compiled
 
 
 def _score_s(section: ScoreSection, model: _Weighed | None) -> float | None:

@@ -9,10 +9,12 @@ import os
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from specbench.bench.progress import Reporter
 from specbench.errors import SpecbenchError
+
+if TYPE_CHECKING:
+    from specbench.bench.progress import Reporter
 
 _SECONDS_TO_END = 10.0
 
@@ -34,7 +36,7 @@ class _Relay:
         return lambda *arguments: self._connection.send((name, arguments))
 
 
-def run_apart(work: Callable[[Any], None], progress: Reporter) -> None:
+def run_apart(work: Callable[[Any], None], progress: "Reporter") -> None:
     """Do some work in a fresh process and wait for its end.
 
     Args:
@@ -64,7 +66,7 @@ def run_apart(work: Callable[[Any], None], progress: Reporter) -> None:
         raise error
 
 
-def _played_back(receiving: Connection, progress: Reporter) -> BaseException | None:
+def _played_back(receiving: Connection, progress: "Reporter") -> BaseException | None:
     while not isinstance(message := receiving.recv(), _Ended):
         name, arguments = message
         getattr(progress, name)(*arguments)

@@ -9,7 +9,6 @@ from specbench.bench.conditions import Conditions
 from specbench.bench.lossless import Verdict, claims, repeat_ngram_share
 from specbench.bench.machine import as_json, device_name
 from specbench.bench.memory import MemoryUse
-from specbench.bench.steps import execution_of
 from specbench.decode.acceptance import Rule
 from specbench.decode.trace import RowTrace
 from specbench.grid import AUTOREGRESSIVE, Arm
@@ -103,7 +102,7 @@ def _shared(place: Place) -> Row:
         "device": device_name(cell.where.device),
         "threads": cell.cell.machine.threads,
         "attention": place.attention,
-        "execution": execution_of(cell.cell.machine, cell.where.device),
+        "execution": cell.cell.machine.execution(cell.where.device.type),
         "captured_phases": "",
         "compiled_phases": "",
         "batch_size": decode.batch_size,

@@ -20,13 +20,6 @@ from specbench.decode.trace import PHASES, Phase
 T = TypeVar("T")
 
 
-def execution_of(machine: MachineSettings, device: torch.device) -> str:
-    """How phases are run, in the words of the column `requests.execution`."""
-    is_captured = device.type == "cuda" and machine.graphs and machine.parallel == "none"  # a graph is of one device
-    ways = ["graphs"] * is_captured + ["compiled"] * machine.compile
-    return ", ".join(ways) or "eager"
-
-
 @dataclass
 class Captures:
     """What capturing took.

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from specbench.analysis.choosing import Choosing
 from specbench.bench.arms import Failure, failure_of
 from specbench.bench.cells import ReadyCell
 from specbench.bench.history import only_writer
 from specbench.bench.latencies import Study, measure
+from specbench.bench.latency_points import choosings, modes_of
 from specbench.bench.provenance import recorded
 from specbench.bench.score_data import ChoiceSet, TextSet, read_score_data
 from specbench.bench.scores import ScoreSettings, score
@@ -52,7 +54,7 @@ class StudySummary:
     @property
     def words(self) -> str:
         """What is there: ``6 traces, 60 forward times, 7 scores``."""
-        nouns = {"trace": "trace", "latency": "forward time", "score": "score"}
+        nouns = {"trace": "trace", "latency": "forward time", "choosing": "choice time", "score": "score"}
         counts = ((self.made[kind], noun) for kind, noun in nouns.items())
         return ", ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
 
@@ -118,8 +120,9 @@ def run_studies(
             studies.traces(cells, plan.studies.traces, limit)
         if plan.latencies is not None:
             section = plan.latencies.model_copy(update={"context_tokens": contexts(plan.latencies, cells)})
+            ways = choosings(plan)
             for machine in plan.studies.machines:
-                studies.latencies(section, machine)
+                studies.latencies(section, machine, ways)
         if plan.scores is not None:
             for machine in plan.studies.machines:
                 studies.scores(plan.scores, data, machine)
@@ -181,21 +184,25 @@ class _Studies:
             )
             self._ended("trace", subject, failed.get(drafting))
 
-    def latencies(self, section: LatencySection, machine: MachineSettings) -> None:
-        """Time forwards in one setting of the machine; a point that fails is a row of its own."""
-        settings = section.model_dump(include={"query_tokens", "batch_sizes", "modes", "rounds", "burst", "seed"})
-        study = Study(section.models, context_tokens=section.context_tokens or (), machine=machine, **settings)
+    def latencies(self, section: LatencySection, machine: MachineSettings, ways: tuple[Choosing, ...]) -> None:
+        """Time forwards and choices in one setting of the machine; a point that fails is a row of its own."""
+        settings = section.model_dump(include={"query_tokens", "batch_sizes", "rounds", "burst", "seed"})
+        study = Study(
+            section.models, context_tokens=section.context_tokens or (), choosing=ways,
+            modes=modes_of(section, machine, placement(machine).device), machine=machine, **settings,
+        )  # fmt: skip
         try:
-            rows = measure(study, self.store.folder, argv=self._argv, zoo=self._zoo, say=self._say_of("latencies"))
+            found = measure(study, self.store.folder, argv=self._argv, zoo=self._zoo, say=self._say_of("latencies"))
         except ResultsError:
             raise
         except Exception as error:  # noqa: BLE001  (scores may follow)
             self._ended("latency", f"{len(study.points)} points, {machine.dtype}", error)
             return
-        for status in rows["status"]:
-            self.summary.count("latency", status)
-        for (model, status), own in rows[rows["status"] != "ok"].groupby(["model", "status"], sort=False):
-            self._tell("latency", f"{model}: {len(own)} of its points", Failure(status, own["reason"].iloc[0]))
+        for kind, rows in (("latency", found.forwards), ("choosing", found.choices)):
+            for status in rows["status"]:
+                self.summary.count(kind, status)
+            for (model, status), own in rows[rows["status"] != "ok"].groupby(["model", "status"], sort=False):
+                self._tell(kind, f"{model}: {len(own)} of its points", Failure(status, own["reason"].iloc[0]))
 
     def scores(self, section: ScoreSection, data: ScoreData, machine: MachineSettings) -> None:
         """Score every model on every data set."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,6 +25,7 @@ HOST_CLOCK: Nanoseconds = time.perf_counter_ns
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _NS = 1e-9
+_freezing = Lock()
 
 
 class BatchTimeoutError(Exception):
@@ -269,13 +271,20 @@ class PhaseWatch(HeadlineWatch):
 
 @contextmanager
 def frozen_objects() -> Iterator[None]:
-    """Let the collector forget what lives now: models and modules are then not looked through again and again."""
+    """Let the collector forget what lives now: models and modules are then not looked through again and again.
+
+    Inside another one nothing more is frozen: Python can only thaw all at once.
+    """
     gc.collect()
+    if not _freezing.acquire(blocking=False):
+        yield
+        return
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        _freezing.release()
 
 
 @contextmanager

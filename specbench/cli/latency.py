@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.common import FAILED_TRIALS, Json, announced, machine_settings, open_console, print_json
-from specbench.errors import ConfigError
+from specbench.errors import ConfigError, UnsupportedError, did_you_mean
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from specbench.analysis.choosing import Choosing
+    from specbench.bench.latencies import Measured
+    from specbench.bench.latency_points import Mode
 
 
 def latency(
@@ -33,6 +35,20 @@ def latency(
         list[int] | None, typer.Option(help="Tokens in the cache before them. Repeatable.", show_default="128")
     ] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile, beside eager.")] = False,
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="Also as CUDA graphs, of eager and, with --compiled, of compiled forwards.")
+    ] = False,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            help="Also what choosing tokens takes: to draw a draft token, and to accept a draft. Repeatable.",
+            show_default="forwards alone",
+        ),
+    ] = None,
+    rule: Annotated[str, typer.Option(help="What accepts above temperature 0: auto, match or rejection.")] = "auto",
+    top_k: Annotated[int, typer.Option(min=0, help="Above temperature 0 keep so many tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Above temperature 0 keep tokens that reach this; 1 keeps all.")] = 1.0,
     rounds: Annotated[int, typer.Option(help="Visits of every point; an interval takes six.")] = 20,
     burst: Annotated[int, typer.Option(help="Forwards of a visit, one after the other.")] = 4,
     seed: Annotated[int, typer.Option(help="Decides the order and the tokens.")] = 0,
@@ -50,8 +66,10 @@ def latency(
     Examples: specbench latency pico pico-wide pico-deep --query 1 --query 5
 
     specbench latency --shape opt-125m --shape opt-350m --shape 24x2048x32x8192 --compiled
+
+    specbench latency pico pico-wide --query 1 --query 5 --temperature 0 --temperature 0.8
     """
-    from specbench.bench.latencies import Study, measure
+    from specbench.bench.latencies import NO_GRAPHS, Study, measure
     from specbench.bench.machine import machine_slug
     from specbench.config import RandomModel
     from specbench.models.loader import placement
@@ -59,34 +77,60 @@ def latency(
     references = (*(models or ()), *(RandomModel(shape=text) for text in shape or ()))
     if not references:
         raise ConfigError("name a model or give a --shape; `specbench list models` and `list shapes` name some")
+    settings = machine_settings(device, dtype, threads)
+    where = placement(settings).device
+    if graphs and where.type != "cuda":
+        raise UnsupportedError(f"--graphs: {NO_GRAPHS.format(device=where)}")
     study = Study(
         references,
         query_tokens=tuple(query or (1,)),
         batch_sizes=tuple(batch_size or (1,)),
         context_tokens=tuple(context or (128,)),
-        modes=("eager", "compiled") if compiled else ("eager",),
+        choosing=tuple(_choosing(at, rule, top_k, top_p) for at in dict.fromkeys(temperature or ())),
+        modes=_modes(compiled=compiled, graphs=graphs),
         rounds=rounds,
         burst=burst,
         seed=seed,
-        machine=machine_settings(device, dtype, threads),
+        machine=settings,
     )
-    folder = out or Path("results/latency") / machine_slug(placement(study.machine).device)
+    folder = out or Path("results/latency") / machine_slug(where)
     with announced() as say:
-        rows = measure(study, folder, argv=sys.argv, say=say)
+        found = measure(study, folder, argv=sys.argv, say=say)
     if as_json:
-        print_json(rows.to_dict("records"))
+        print_json([row for rows in found for row in rows.to_dict("records")])
     else:
-        _print(rows, folder)
-    if rows["status"].isin({"oom", "timeout", "error"}).any():
+        _print(found, folder)
+    if any(rows["status"].isin({"oom", "timeout", "error"}).any() for rows in found):
         raise typer.Exit(FAILED_TRIALS)
 
 
-def _print(rows: "pd.DataFrame", folder: Path) -> None:
-    from specbench.report.latencies import NOTE, failures, shape_table, time_tables
+def _choosing(temperature: float, rule: str, top_k: int, top_p: float) -> "Choosing":
+    """Drafts are drawn wherever the target's tokens are."""
+    from specbench.analysis.choosing import Choosing
+    from specbench.grid import TRACED_RULES
+
+    if temperature > 0 and rule not in {"auto", *TRACED_RULES[1:]}:
+        raise ConfigError(f"--rule: unknown rule {rule!r}. {did_you_mean(rule, ('auto', *TRACED_RULES[1:]))}")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p: must be above 0 and at most 1, got {top_p:g}")
+    name = "rejection" if rule == "auto" else rule
+    return Choosing.of(temperature, name, "sample", top_k or None, None if top_p == 1 else top_p)
+
+
+def _modes(*, compiled: bool, graphs: bool) -> "tuple[Mode, ...]":
+    from specbench.bench.latency_points import MODES
+
+    return tuple(mode for mode in MODES if ("compiled" not in mode or compiled) and ("graphs" not in mode or graphs))
+
+
+def _print(found: "Measured", folder: Path) -> None:
+    from specbench.report.latencies import CHOICES_NOTE, NOTE, choice_tables, failures, shape_table, time_tables
 
     console = open_console()
-    for table in (shape_table(rows), *time_tables(rows)):
+    for table in (shape_table(found.forwards), *time_tables(found.forwards), *choice_tables(found.choices)):
         console.print(table)
-    for line in failures(rows):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{NOTE} Kept in {folder}", style="dim", highlight=False, markup=False)
+    for rows in found:
+        for line in failures(rows):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    notes = [NOTE, *([CHOICES_NOTE] if len(found.choices) else [])]
+    console.print(f"{' '.join(notes)} Kept in {folder}", style="dim", highlight=False, markup=False)

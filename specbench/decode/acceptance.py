@@ -6,7 +6,6 @@ text as the target's own; ``lossless = False`` follows a lossy rule into every t
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -273,12 +272,16 @@ class Synthetic(Rule):
         return (luck < _constant(tuple(self.survival(step.max_depth)), device)).sum(-1)
 
 
+_constants: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
 # The compiler looks behind a cache: it would make the tensor on the host in every step, and no graph can hold the copy.
-@lru_cache(maxsize=64)
 @torch.compiler.assume_constant_result
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A tensor that is copied to the device once, not in every step."""
-    return torch.tensor(values, device=device)
+    """A tensor that is copied to the device once, not in every step; a captured graph may read it to the end."""
+    if (values, device) not in _constants:
+        _constants[values, device] = torch.tensor(values, device=device)
+    return _constants[values, device]
 
 
 def _at(values: Tensor, nodes: Tensor) -> Tensor:

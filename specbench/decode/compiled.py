@@ -36,18 +36,22 @@ class Compiled(Generic[P, T]):
     twentieth of the time. Behind the last new form it need only ask what tells the forms apart, where torch keeps those
     of other work elsewhere (2.13 does).
 
+    Args:
+        work: What is compiled.
+        has_one_form: Whether all calls will have inputs of the first one's form.
+
     Attributes:
         has_all_forms: Whether there will be no other forms, and nothing that was traced will change; taken back when a
             new form comes.
     """
 
-    def __init__(self, work: Callable[P, T]) -> None:
+    def __init__(self, work: Callable[P, T], *, has_one_form: bool = False) -> None:
         from torch._dynamo import config
 
         config.recompile_limit = config.accumulated_recompile_limit = 1 << 16
         apart: dict[str, Any] = {"isolate_recompiles": True} if _IS_APART else {}
         self._work: Callable[P, T] = torch.compile(work, fullgraph=True, dynamic=False, **apart)
-        self.has_all_forms = False
+        self.has_all_forms, self._has_one_form = False, has_one_form
 
     def __call__(self, *inputs: P.args, **named: P.kwargs) -> T:
         """Do it, compiled now or before."""
@@ -60,7 +64,9 @@ class Compiled(Generic[P, T]):
                 if "skip_guard_eval_unsafe" not in str(error):
                     raise
                 self.has_all_forms = False
-        return self._work(*inputs, **named)
+        result = self._work(*inputs, **named)
+        self.has_all_forms |= self._has_one_form
+        return result
 
 
 class CompiledStep(Step):

@@ -7,7 +7,7 @@ its children.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ def _tally(eligible: Tensor, padding: Tensor, depth: Tensor) -> Tensor:
     return torch.stack([depth.masked_fill(~eligible, 0).amax(1), (~padding).sum(1) - 1], dim=1)
 
 
-@lru_cache(maxsize=256)
+@cache  # without a bound: a captured graph may read what one layout shares with another
 def _chain(length: int, batch: int, device: torch.device) -> Layout:
     parents = torch.arange(-1, length - 1, device=device)
     return lay_out(parents.expand(batch, -1), max(1, length))._replace(is_chain=True)

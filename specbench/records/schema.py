@@ -307,7 +307,9 @@ LATENCIES: tuple[Column, ...] = (
     Column("query_tokens", INTEGER, "tokens", "Tokens of each row that the forward reads."),
     Column("batch_size", INTEGER, "rows", "Rows of the forward."),
     Column("context_tokens", INTEGER, "tokens", "Keys and values of each row that stand before them."),
-    Column("mode", TEXT, "", "How the forward runs: `eager`, or `compiled` by `torch.compile`."),
+    Column("mode", TEXT, "",
+        "How the forward runs, in the words of `requests.execution`: `eager`, `compiled` by `torch.compile`, `graphs` "
+        "or `graphs, compiled`."),
     _optional("forward_s", REAL, "s", "Median over the rounds of the time of one forward; null unless `ok`."),
     _optional("forward_low_s", REAL, "s",
         "Lower end of the median's 95 % interval over rounds; null below six of them."),
@@ -319,6 +321,41 @@ LATENCIES: tuple[Column, ...] = (
     Column("device", TEXT, "", "As in `requests`."),
     Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
     Column("attention", TEXT, "", "Attention implementation that really ran."),
+    Column("status", TEXT, "", "As in `requests`; the time is null unless `ok`."),
+    _optional("reason", TEXT, "", "Why the status is not `ok`."),
+)
+
+CHOOSING: tuple[Column, ...] = (
+    Column("run_id", TEXT, "", "As in `latencies`."),
+    Column("point_id", TEXT, "", "As in `latencies`."),
+    Column("model", TEXT, "", "As in `latencies`: the model whose logits tokens are chosen by."),
+    Column("weights_sha", TEXT, "", "As in `latencies`."),
+    Column("vocab", INTEGER, "tokens", "Tokens that are chosen from."),
+    Column("kind", TEXT, "",
+        "`draw`: logits become a draft's next token, and the distribution that it was drawn from where the rule asks "
+        "for that. `accept`: the accept phase of a step."),
+    Column("temperature", REAL, "1", "Sampling temperature; 0 is greedy."),
+    Column("rule", TEXT, "", "Acceptance rule."),
+    Column("proposal", TEXT, "", "As in `traces`."),
+    _optional("top_k", INTEGER, "tokens", "As in `traces`."),
+    _optional("top_p", REAL, "1", "As in `traces`."),
+    Column("query_tokens", INTEGER, "tokens",
+        "Tokens of each row that the forward before it read: 1 for `draw`, and a draft and its root for `accept`."),
+    Column("batch_size", INTEGER, "rows", "Rows."),
+    Column("context_tokens", INTEGER, "tokens", "Keys and values of each row before them; no time depends on it."),
+    Column("mode", TEXT, "",
+        "How it runs, as in `latencies`. On a GPU the accept phase is always compiled, here as in a run."),
+    _optional("choice_s", REAL, "s",
+        "Median over the rounds of the time of one choice, without the forward before it; null unless `ok`."),
+    _optional("choice_low_s", REAL, "s",
+        "Lower end of the median's 95 % interval over rounds; null below six of them."),
+    _optional("choice_high_s", REAL, "s", "Upper end of that interval."),
+    Column("rounds", INTEGER, "rounds", "As in `latencies`, with whose points these were visited in turn."),
+    Column("burst", INTEGER, "choices", "Choices of a visit, each behind a forward; their mean is one sample."),
+    Column("dtype", TEXT, "", "Data type of the weights, the forward and the logits."),
+    Column("device", TEXT, "", "As in `requests`."),
+    Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
+    Column("attention", TEXT, "", "Attention implementation of the forward before."),
     Column("status", TEXT, "", "As in `requests`; the time is null unless `ok`."),
     _optional("reason", TEXT, "", "Why the status is not `ok`."),
 )
@@ -488,6 +525,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = MappingProxyType(
         "runs": RUNS,
         "scores": SCORES,
         "latencies": LATENCIES,
+        "choosing": CHOOSING,
         "traces": TRACES,
         "designs": DESIGNS,
         "ceilings": CEILINGS,
@@ -520,8 +558,8 @@ def row_faults(table: str, row: Mapping[str, Any]) -> list[str]:
     ]
     if not faults and table == "requests":
         faults = _request_faults(row)
-    if not faults and table == "latencies":
-        faults = _latency_faults(row)
+    if not faults and table in _TIMES:
+        faults = _time_faults(row, _TIMES[table])
     if not faults and table == "studies":
         faults = _status_faults(row)
     return faults
@@ -533,11 +571,14 @@ def _status_faults(row: Mapping[str, Any]) -> list[str]:
     return [f"column 'status' must be one of {', '.join(STATUSES)}, got {row['status']!r}"]
 
 
-def _latency_faults(row: Mapping[str, Any]) -> list[str]:
+_TIMES = MappingProxyType({"latencies": "forward_s", "choosing": "choice_s"})
+
+
+def _time_faults(row: Mapping[str, Any], column: str) -> list[str]:
     if faults := _status_faults(row):
         return faults
-    if (row["status"] == "ok") != (row["forward_s"] is not None):
-        return [f"column 'forward_s' is {row['forward_s']} where status is {row['status']!r}"]
+    if (row["status"] == "ok") != (row[column] is not None):
+        return [f"column {column!r} is {row[column]} where status is {row['status']!r}"]
     return []
 
 
@@ -604,6 +645,7 @@ def markdown() -> str:
         "runs": "one row per run",
         "scores": "one row per model, data set and metric; of `specbench score`",
         "latencies": "one row per model, mode and point; of `specbench latency`",
+        "choosing": "one row per model, mode and way of choosing tokens; of `specbench latency --temperature`",
         "traces": "one row per target, draft and prompt; of `specbench trace`",
         "studies": "one row per trace, forward times or score that an experiment's run could not make at first",
         "designs": "one row per shape; of `specbench design`",

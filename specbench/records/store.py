@@ -130,6 +130,22 @@ class Store:
         """Whether the folder holds rows of a table."""
         return bool(_parts(self.folder / f"{table}.parquet"))
 
+    def copy_whole(self, folder: Path) -> list[Path]:
+        """Write every table that is here into another folder, as one file each; steps of unfinished blocks stay behind.
+
+        Such a copy is read like any run folder, and is a fraction of its size. No run goes on from it.
+
+        Raises:
+            ResultsError: A part is unreadable or of another schema version, or the folder cannot be written to.
+        """
+        written = []
+        for table in filter(self.has, TABLES):
+            schema = arrow_schema(table)
+            tables = [schema.empty_table(), *self._read_parts(table, _read_part)]
+            written.append(folder / f"{table}.parquet")
+            write_atomically(written[-1], _as_parquet(pa.concat_tables(tables, promote_options="default"), schema))
+        return written
+
     def none_of(self, table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The table without a row, as ``read`` would give it."""
         empty = arrow_schema(table).empty_table()
@@ -209,8 +225,12 @@ def _encode(table: str, rows: Sequence[Mapping[str, Any]], key: str | None) -> b
     if key is not None:
         schema = schema.with_metadata({**schema.metadata, _BLOCK_KEY: key.encode()})
     columns = [_column(table, field, [row[field.name] for row in rows]) for field in schema]
+    return _as_parquet(pa.Table.from_arrays(columns, schema=schema), schema)
+
+
+def _as_parquet(rows: pa.Table, schema: pa.Schema) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
+    pq.write_table(rows.replace_schema_metadata(schema.metadata), sink, compression="zstd")
     return sink.getvalue()
 
 

@@ -87,6 +87,11 @@ class Results:
         return self._table("latencies")
 
     @cached_property
+    def choosing(self) -> pd.DataFrame:
+        """What choosing tokens takes, one row a point; empty where it was not measured."""
+        return self._table("choosing")
+
+    @cached_property
     def scores(self) -> pd.DataFrame:
         """What models score on data sets; empty where none were scored."""
         return self._table("scores")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import pandas as pd
 
 from specbench.analysis import acceptance, throughput
+from specbench.analysis.choosing import Choosing
 from specbench.analysis.composition import Composed, Estimate, Setting, compose
 from specbench.analysis.intervals import Interval
 from specbench.analysis.latencies import LatencyTable
@@ -48,6 +49,7 @@ class Beside:
         composed_tokens_per_s: Of the whole batch, until its last row ends.
         composed_low: Lower end of its 95 % interval, from those of acceptance and latencies.
         composed_high: Upper end.
+        lacks: What the table does not say, so that steps were composed too short; None where all is in it.
         measured_tokens_per_s: Of the headline pass.
         measured_low: Lower end of its 95 % interval.
         measured_high: Upper end.
@@ -74,6 +76,7 @@ class Beside:
     composed_tokens_per_s: float
     composed_low: float | None
     composed_high: float | None
+    lacks: str | None
     measured_tokens_per_s: float
     measured_low: float | None
     measured_high: float | None
@@ -120,6 +123,12 @@ class Comparison:
                 f"In {odd} of them the table's forward takes longer than the whole autoregressive step: the table and "
                 "the run were not measured under the same conditions."
             )
+        lacking = [cell.lacks for cell in self.cells if cell.lacks is not None]
+        if lacking:
+            said.append(
+                f"In {len(lacking)} of them steps are composed too short, without what drawing and accepting drafts "
+                f"take: {lacking[0]}."
+            )
         return said
 
 
@@ -131,7 +140,7 @@ def compare(
     Args:
         results: The run.
         traces: Of its targets, drafts and prompts.
-        table: Forward times of the same machine.
+        table: Forward times of the same machine, and what choosing tokens takes.
         at_pace_of_run: As in `setting_of`.
 
     Raises:
@@ -143,8 +152,9 @@ def compare(
     for title, arms in results.timed.items():
         for arm, rows in _drafting(arms):
             try:
+                trace = select(traces, wanted_by(rows), of="the run")
                 share_of_forward = _verify_share(phases, title) if at_pace_of_run else None
-                found = _composed(rows, traces, setting_of(arms, str(rows["draft"].iloc[0]), table, share_of_forward))
+                found = _composed(rows, trace, setting_of(arms, trace, table, share_of_forward))
             except (ResultsError, ConfigError) as error:
                 left_out[title, arm] = str(error)
                 continue
@@ -171,10 +181,11 @@ class Grid:
 GRID_COLUMNS = (
     "title", "draft", "gamma", "batch_size", "latency_mode", "draft_latency_ms", "block_efficiency", "efficiency_low",
     "efficiency_high", "tokens_per_step", "draft_ms", "verify_ms", "host_ms", "composed_tokens_per_s", "composed_low",
-    "composed_high", "composed_speedup",
+    "composed_high", "composed_speedup", "lacks",
 )  # fmt: skip
 """``block_efficiency`` is of a row, ``tokens_per_step`` of the whole batch; both have the 95 % interval of the first.
-The three times are of a step; ``composed_speedup`` is over autoregressive decoding."""
+The three times are of a step; ``composed_speedup`` is over autoregressive decoding; ``lacks`` says what the table does
+not, so that steps were composed too short."""
 
 
 def composed_grid(
@@ -190,7 +201,7 @@ def composed_grid(
     Args:
         results: A run with the autoregressive arm of each cell; no other arm of it is looked at.
         traces: Of its targets and prompts.
-        table: Forward times of the same machine.
+        table: Forward times of the same machine, and what choosing tokens takes.
         gammas: Draft tokens of a step; every number that a trace holds where None.
         latencies_ms: Milliseconds of a draft forward, also below what it takes; None as the table has it.
         batches_of: Which batches of prompts count, of those that there are.
@@ -204,7 +215,7 @@ def composed_grid(
         for trace in _traces_of(arms, traces):
             draft = trace.provenance.draft
             try:
-                setting = setting_of(arms, draft, table)
+                setting = setting_of(arms, trace, table)
                 part = _part_of(trace, setting.batch_size, batches_of)
                 for gamma in gammas or range(1, trace.provenance.gamma_max + 1):
                     replayed = replay(part, Fixed(gamma))
@@ -253,6 +264,7 @@ def grid_row(place: tuple[str, str], replayed: Replay, found: Composed, setting:
         "composed_low": low,
         "composed_high": high,
         "composed_speedup": found.tokens_per_s * setting.autoregressive_s.value / found.batch_size,
+        "lacks": found.lacks,
     }
 
 
@@ -279,22 +291,23 @@ def _verify_share(phases: pd.DataFrame, title: str) -> float:
     return sum(own["verify_ms"] for own in timed) / sum(own[f"{phase}_ms"] for own in timed for phase in PHASES)
 
 
-def _composed(rows: pd.DataFrame, traces: Sequence[Trace], setting: Setting) -> Composed:
+def _composed(rows: pd.DataFrame, trace: Trace, setting: Setting) -> Composed:
     first = rows.iloc[0]
-    trace = select(traces, wanted_by(rows), of="the run")
     latency = None if pd.isna(first["draft_latency_ms"]) else float(first["draft_latency_ms"])
     return compose(replay(trace, stop_rule(json.loads(first["options"]))), setting, latency)
 
 
 def setting_of(
-    arms: Mapping[str, pd.DataFrame], draft: str, table: LatencyTable, share_of_forward: float | None = None
+    arms: Mapping[str, pd.DataFrame], trace: Trace, table: LatencyTable, share_of_forward: float | None = None
 ) -> Setting:
     """Where the times of a draft come from: the table, and the autoregressive arms of its cell.
 
+    The table's times are those of phases that ran as the cell's did: eager, compiled or captured.
+
     Args:
         arms: The cell's arms by name.
-        draft: The draft model, as the table names it.
-        table: Forward times.
+        trace: Of the draft, and of the way in which the cell chooses tokens.
+        table: Forward times, and what choosing tokens takes.
         share_of_forward: Share of an autoregressive step that its forward takes. Given, all of the table's times are
             brought to the pace at which the autoregressive arm ran, for a machine whose mood has changed in between;
             the arm in question has no say in that either.
@@ -308,14 +321,16 @@ def setting_of(
         raise ResultsError("no autoregressive arm finished, so the host's time is not known")
     first = plain[0].iloc[0]
     names = ("device", "dtype", "threads", "attention")
-    own = LatencyTable(table.rows, **{name: _plain(first[name]) for name in names})
+    drawn = trace.provenance
     found = Setting(
-        table=own,
+        table=table.of(**{name: _plain(first[name]) for name in names}),
         target=str(first["target"]),
-        draft=draft,
+        draft=drawn.draft,
         batch_size=int(first["batch_size"]),
         context_tokens=mean_context(plain[0]),
         autoregressive_s=_step_s(plain),
+        how=Choosing.of(drawn.temperature, drawn.rule, drawn.proposal, drawn.top_k, drawn.top_p),
+        mode=str(first["execution"]),
     )
     if share_of_forward is None:
         return found
@@ -360,6 +375,7 @@ def _beside(title: str, rows: pd.DataFrame, found: Composed, phases: pd.Series |
         composed_tokens_per_s=found.tokens_per_s,
         composed_low=low,
         composed_high=high,
+        lacks=found.lacks,
         measured_tokens_per_s=rate.ratio,
         measured_low=_end(rate.interval, "low"),
         measured_high=_end(rate.interval, "high"),

@@ -53,11 +53,11 @@ def _asked(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _row(results: Results, title: str, asked: Mapping[str, Any]) -> dict[str, object]:
     arms, draft = results.timed[title], str(asked["draft"])
-    setting = setting_of(arms, draft, LatencyTable(results.latencies))
     # As the rows of the arm would stand in the table, had it run.
     own = {name: asked[name] for name in ("method", "draft", "draft_latency_ms")}
     would_be = arms[BASELINE].assign(**own, options=json.dumps(asked["options"]))
     trace = select(results.traces, wanted_by(would_be), of="the experiment")
+    setting = setting_of(arms, trace, LatencyTable(results.latencies, results.choosing))
     replayed = replay(trace, stop_rule(asked["options"]))
     return grid_row((title, draft), replayed, compose(replayed, setting, asked["draft_latency_ms"]), setting)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from specbench.records.store import Store
 from specbench.report.words import counted
 
@@ -12,6 +14,7 @@ def contents(store: Store) -> Iterator[str]:
     """Traces, forward times, scores, and what of them could not be made, in words."""
     yield from _traces(store)
     yield from _latencies(store)
+    yield from _choosing(store)
     yield from _scores(store)
     yield from _failures(store)
 
@@ -31,9 +34,20 @@ def _latencies(store: Store) -> Iterator[str]:
         return
     rows = store.read("latencies", ["model", "mode", "status"])
     for (model, mode), own in rows.groupby(["model", "mode"], sort=True):
-        failed = own[own["status"] != "ok"]["status"].value_counts()
-        words = "".join(f", {number} {status}" for status, number in failed.items())
-        yield f"forward times: {model}, {mode}, {counted(len(own), 'point')}{words}"
+        yield f"forward times: {model}, {mode}, {_points(own)}"
+
+
+def _choosing(store: Store) -> Iterator[str]:
+    if not store.has("choosing"):
+        return
+    rows = store.read("choosing", ["model", "mode", "temperature", "rule", "status"])
+    for (model, mode, temperature, rule), own in rows.groupby(["model", "mode", "temperature", "rule"], sort=True):
+        yield f"choice times: {model}, {mode}, T={temperature:g}, {rule}, {_points(own)}"
+
+
+def _points(rows: pd.DataFrame) -> str:
+    failed = rows[rows["status"] != "ok"]["status"].value_counts()
+    return counted(len(rows), "point") + "".join(f", {number} {status}" for status, number in failed.items())
 
 
 def _scores(store: Store) -> Iterator[str]:

@@ -208,7 +208,7 @@ def _composed(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, An
     if not results.traces or results.latencies.empty:
         return [], [], []
     try:
-        table = LatencyTable(results.latencies)
+        table = LatencyTable(results.latencies, results.choosing)
         grid = composed_grid(results, results.traces, table)
     except ResultsError as error:
         return [], [], [("all cells", "all drafts", str(error))]

@@ -31,6 +31,13 @@ _MOST_CELLS = 3
 """Cells that the summary goes through one by one; of more it counts, and takes the first and the last as examples."""
 
 
+_NOTHING = "No lossless method finished a batch here, so there is nothing to rank."
+_SIMULATED = (
+    "Acceptance is simulated for every method here, so none is called fastest: speeds tell what steps cost, not what "
+    "drafts are worth."
+)
+
+
 @dataclass(frozen=True)
 class Answer:
     """One of the `QUESTIONS` with the sentences that answer it."""
@@ -47,7 +54,7 @@ def answers(results: Results, frames: Frames) -> list[Answer]:
     cells = _cells(frames)
     examples = list(cells) if len(cells) <= _MOST_CELLS else [next(iter(cells)), list(cells)[-1]]
     ranked = {title: best for title in examples if (best := _ranked(cells[title]))}
-    why = [line for title, best in ranked.items() for line in _placed(title, cells, reasons.why(frames, best))]
+    why = [line for title in examples for line in _placed(title, cells, _why(frames, cells[title]))]
     change = [
         line for title, best in ranked.items() for line in _placed(title, cells, reasons.change(results, frames, best))
     ]
@@ -63,7 +70,7 @@ def answers(results: Results, frames: Frames) -> list[Answer]:
 
 def findings(results: Results, frames: Frames) -> list[tuple[str, list[str]]]:
     """Per cell its title and a few sentences: the fastest arm, the next, the text, the time."""
-    return [(title, [*_in_cell(results, cell)]) for title, cell in _cells(frames).items()]
+    return [(title, [*_in_cell(results, frames, cell)]) for title, cell in _cells(frames).items()]
 
 
 def _cells(frames: Frames) -> dict[str, list[Row]]:
@@ -124,8 +131,23 @@ def _counted_winners(cells: dict[str, list[Row]]) -> Iterator[str]:
             yield f"In none of {cell} is a method resolved to be faster than autoregressive decoding."
 
 
-def _in_cell(results: Results, rows: list[Row]) -> Iterator[str]:
+def _why(frames: Frames, rows: list[Row]) -> Iterator[str]:
+    """Where time goes; with simulated acceptance that is all there is to say of a cell."""
+    if ranked := _ranked(rows):
+        yield from reasons.why(frames, ranked)
+    elif _all_simulated(rows):
+        timed = [row for row in rows if pd.notna(row["draft_ms"])]
+        yield from map(reasons.time_of_a_step, timed[: reasons.MOST_ARMS])
+
+
+def _all_simulated(rows: list[Row]) -> bool:
+    return bool(rows) and all(row["simulated"] for row in rows)
+
+
+def _in_cell(results: Results, frames: Frames, rows: list[Row]) -> Iterator[str]:
     yield from _ranking(results, rows)
+    if _all_simulated(rows):
+        yield from _why(frames, rows)
     if ranked := _ranked(rows):
         best = ranked[0]
         if best["speedup_core"] > 1:
@@ -137,7 +159,7 @@ def _in_cell(results: Results, rows: list[Row]) -> Iterator[str]:
 def _ranking(results: Results, rows: list[Row]) -> Iterator[str]:
     ranked = _ranked(rows)
     if not ranked:
-        yield "No lossless method finished a batch here, so there is nothing to rank."
+        yield _SIMULATED if _all_simulated(rows) else _NOTHING
         return
     best = ranked[0]
     yield _fastest(best)
@@ -243,7 +265,7 @@ def _claim(results: Results, frames: Frames) -> Iterator[str]:
         return
     source = f" ({claim['source']})" if claim.get("source") else ""
     yield f"Claimed{source}: {str(claim['says']).rstrip('.')}."
-    if any(notes.get("rehearse") for notes in results.notes):
+    if any(notes.get("rehearsal") for notes in results.notes):
         yield "This is a rehearsal on the embedded models, so it cannot answer for the models of the experiment."
     pairs = claims.comparisons(results, frames.summary, claim)
     values = claims.published(frames.summary, claim)

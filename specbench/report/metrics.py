@@ -145,7 +145,7 @@ def _composed(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not results.traces or results.latencies.empty:
         return composed.Comparison((), {}).frame, nothing
     try:
-        found = composed.compare(results, results.traces, LatencyTable(results.latencies))
+        found = composed.compare(results, results.traces, LatencyTable(results.latencies, results.choosing))
     except ResultsError:
         return composed.Comparison((), {}).frame, nothing  # the drafts, which are composed as well, have the reason
     rows = [(title, arm, reason) for (title, arm), reason in found.left_out.items()]

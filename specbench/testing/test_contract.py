@@ -17,16 +17,19 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from specbench.decode.acceptance import Match, Rejection, Rule
+from specbench.decode.acceptance import Match, Rejection, Rule, Synthetic
 from specbench.decode.graphs import RecordedStep
 from specbench.decode.method import Caps, Method, RowView, StepResult, TokenTree
+from specbench.decode.static import hosted
 from specbench.decode.step import Decoding, Step
 from specbench.decode.target import CachedModel
-from specbench.decode.trace import BatchTrace, NullWatch
+from specbench.decode.trace import PHASES, BatchTrace, NullWatch
 from specbench.errors import ContractError, SpecbenchError
 
 from . import decoding, laws, models
 from .cases import FAMILY, PROMPTS, TOKENS, Case, find
+from .devices import method_on
+from .fake_cuda import NO_VALUES, FakeCuda
 from .imports import foreign_imports
 from .tape import TapeRecorder
 
@@ -355,6 +358,37 @@ def test_recorded_on_other_prompts_and_replayed_without_python_its_text_is_the_s
 def test_a_step_takes_as_many_operations_for_32_rows_as_for_one(case: Case, how: dict[str, Any]) -> None:
     one, many = (_replayed(case, rows, **how)[1].operations for rows in (1, 32))
     assert one == many
+
+
+_ON_A_GPU: tuple[dict[str, Any], ...] = (
+    {"rule": Rejection(), "temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_new_tokens": 6},
+    {},
+    {"rule": Match(), "temperature": 0.8},
+    {"rule": Synthetic(rates=(0.7, 0.4))},
+)
+
+
+def test_on_a_gpu_its_phases_stay_on_the_device_and_a_graph_could_hold_them(case: Case) -> None:
+    """As far as a machine without one can tell. The method's examples take turns, a rule each."""
+    if reason := FakeCuda.unavailable():
+        pytest.skip(reason)
+    tried = [dict(options) for options in case.kind.examples]
+    turn = tried.index(dict(case.options)) if dict(case.options) in tried else 0
+    rows, how = 2, _ON_A_GPU[turn % len(_ON_A_GPU)]
+    case.able(decoding.family(FAMILY), rows=rows, rule=how.get("rule"))  # what is trained, is trained with values
+    with FakeCuda() as gpu:
+        target = gpu.target()
+        plain = Step(target, method_on(case, target, gpu.model), Decoding(TOKENS, eos_ids=(3, 5), **how))
+        on_host, step = hosted(plain), RecordedStep(plain, gpu)
+        try:
+            decoding.decode(target, plain.method, PROMPTS[:rows], step=step)
+        except NO_VALUES:
+            if not on_host:
+                raise
+            pytest.skip(f"{case}: it goes by what it reads on the host, and here is nothing to read")
+        step.settle()
+    assert step.notes.refused == on_host, "a phase that names what it carries keeps to the device"
+    assert set(step.captured_phases) == set(PHASES) - set(on_host)
 
 
 class _Counting(NullWatch):

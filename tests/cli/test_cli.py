@@ -303,9 +303,9 @@ def test_the_readme_of_the_figures_names_files_and_figures_that_there_are():
 GPU = {
     "texts": "2 cells, 14 trials",
     "methods": "1 cell, 8 trials",
-    "executions": "4 cells, 12 trials",
     "baselines": "1 cell, 5 trials",
-    "verify_widths": "4 cells, 24 trials, 20 forward times",
+    "executions": "3 cells, 9 trials",
+    "verify_widths": "40 forward times",
     "batches": "3 cells, 18 trials",
     "drafts": "2 cells, 12 trials",
     "large": "1 cell, 5 trials",

@@ -45,6 +45,21 @@ def test_json_has_every_column_and_a_null_where_there_is_no_time(latency):
     assert (refused["forward_s"], refused["status"]) == (None, "unsupported")
 
 
+def test_ways_of_choosing_tokens_are_timed_where_temperatures_are_named(latency, tmp_path):
+    found = latency(*SHAPES[:2], "--query", "3", "--context", "16", "--temperature", "0", "--temperature", "0.8",
+                    "--top-k", "5", "--rule", "match")  # fmt: skip
+    assert found.code == 0
+    assert "T = 0.8, match," in found.out
+    assert "accept 3" in found.out
+    rows = Store(tmp_path).read("choosing")
+    assert set(zip(rows["temperature"], rows["rule"], rows["proposal"], rows["top_k"].fillna(0), strict=True)) == {
+        (0.0, "greedy", "argmax", 0), (0.8, "match", "sample", 5),
+    }  # fmt: skip
+    assert sorted(zip(rows["kind"], rows["query_tokens"], strict=True)) == [
+        ("accept", 1), ("accept", 1), ("accept", 3), ("accept", 3), ("draw", 1), ("draw", 1),
+    ]  # fmt: skip
+
+
 def test_what_does_not_fit_is_told_below_the_table_and_in_the_exit_code(latency, monkeypatch):
     monkeypatch.setattr(machine, "free_bytes", lambda device: 2e6)
     found = latency(*SHAPES[:2], "--context", "16", "--batch-size", "1", "--batch-size", "500")
@@ -61,6 +76,8 @@ def test_what_does_not_fit_is_told_below_the_table_and_in_the_exit_code(latency,
         (("--shape", "opt-125m", "--query", "0"), "query_tokens: must be at least 1, got 0"),
         (("--shape", "opt-125m", "--dtype", "int4"), "--dtype: "),
         (("nobody",), "unknown model 'nobody'."),
+        (("--shape", "opt-125m", "--temperature", "0.8", "--rule", "mach"), "--rule: unknown rule 'mach'. Did you mea"),
+        (("--shape", "opt-125m", "--temperature", "0.8", "--top-p", "0"), "--top-p: must be above 0 and at most 1, go"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_exit_code_2(latency, args, words):
@@ -68,6 +85,12 @@ def test_what_cannot_be_measured_is_one_line_and_exit_code_2(latency, args, word
     assert found.code == 2
     assert found.err.startswith(f"error: {words}")
     assert len(found.err.splitlines()) == 1
+
+
+def test_graphs_without_a_gpu_are_one_line(latency):
+    found = latency(*SHAPES, "--graphs")
+    assert (found.code, found.out) == (1, "")
+    assert found.err == "error: --graphs: CUDA graphs are captured on a GPU, and cpu is none\n"
 
 
 def test_the_list_of_shapes_says_what_each_really_weighs():

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
 name: killed
 targets: [{{model: {target}}}]
-prompts: {{source: stdlib, count: 12, max_prompt_tokens: 24}}
+prompts: {{source: stdlib, count: 6, max_prompt_tokens: 24}}
 decode: {{max_new_tokens: 16, temperature: [0.0, 0.8], batch_size: 2}}
 methods:
   - draft_model: {{draft: {draft}, gamma: 2}}
@@ -68,13 +68,13 @@ def kill_after(blocks, file, results, *options):
 
 def test_killed_and_started_again_it_ends_with_the_same_rows_and_texts(experiment, tmp_path):
     results = tmp_path / "results"
-    for blocks in (2, 9):  # somewhere in the first cell, and somewhere later
+    for blocks in (2, 7):  # somewhere in the first cell, and somewhere later
         kill_after(blocks, experiment, results)
     before = parts(results)
     process = start(experiment, results)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert f"{24 - before} blocks to run, {before} are there already" in output
+    assert f"{12 - before} blocks to run, {before} are there already" in output
     (folder,) = (results / "killed").iterdir()
 
     undisturbed = runner.run(

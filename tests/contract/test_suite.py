@@ -1,6 +1,9 @@
 """specbench.testing: a method that is spoilt fails the sentence that forbids it, and an honest one does not."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from methods.draft_model import DraftModel
 from methods.medusa import Medusa
@@ -49,6 +52,16 @@ class PromisesAndLooks(Medusa):
         return tree if int(view.root[0]) else TokenTree.empty(view)
 
 
+class CountsOnTheHost(Medusa):
+    """On a CPU nobody notices; on a GPU every draft brings a tensor from the host."""
+
+    examples = ({"heads": "near", "tree": "chain"},)
+
+    def draft(self, view):
+        tree = super().draft(view)
+        return replace(tree, tokens=tree.tokens[:, torch.arange(tree.tokens.shape[1])])
+
+
 SAMPLED = {"rule": Rejection(), "temperature": 0.8}
 FORBIDDEN = [
     (LooksAtTheClock, suite.test_it_imports_the_contract_and_no_clock_no_loop_no_other_method, {}),
@@ -87,6 +100,8 @@ FORBIDDEN = [
         suite.test_recorded_on_other_prompts_and_replayed_without_python_its_text_is_the_same,
         {"how": {}},
     ),
+    (PromisesAndLooks, suite.test_on_a_gpu_its_phases_stay_on_the_device_and_a_graph_could_hold_them, {}),
+    (CountsOnTheHost, suite.test_on_a_gpu_its_phases_stay_on_the_device_and_a_graph_could_hold_them, {}),
     (ReadsItsPromptLate, suite.test_it_reads_the_prompts_in_begin_and_not_in_its_first_step, {}),
 ]
 every_fault = pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from specbench.models.source import locate
 from specbench.records.store import Store
 from tests.unit.analysis.conftest import rows  # noqa: F401
 from tests.unit.bench.bench_plans import run
-from tests.unit.bench.conftest import family, folder  # noqa: F401
+from tests.unit.bench.conftest import family, folder, rough_ceilings  # noqa: F401
 
 PROMPTS = ["def area(width, height):\n", "import os\n", "class A:\n    pass\n", "x = 1\n", "import os\n"]
 PLAN = """

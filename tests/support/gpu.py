@@ -1,6 +1,5 @@
 """The tiny models and methods of the contract suite, moved to a GPU, and steps that are captured there."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,43 +8,36 @@ from torch import nn
 
 from specbench.bench.steps import CountingRecorder
 from specbench.decode.graphs import CudaRecorder, RecordedStep
-from specbench.decode.method import D, LoadContext, Method
+from specbench.decode.method import Method
 from specbench.decode.step import Decoding, Step
 from specbench.decode.target import CachedModel
 from specbench.testing import models
 from specbench.testing.cases import FAMILY, PROMPTS, TOKENS, Case
-from specbench.testing.drafters import drafters_of
+from specbench.testing.devices import method_on, moved
 from support import decoding
 
 DEVICE = torch.device("cuda", 0)
 
 
-def moved(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy on the GPU; the original is shared with all tests of a CPU."""
-    return copy.deepcopy(module).to(DEVICE, dtype)
+def model(module: nn.Module, name: str, dtype: torch.dtype = torch.float32, attention: str = "auto") -> CachedModel:
+    """A copy on the GPU."""
+    return CachedModel(moved(module, DEVICE, dtype), name, attention=attention)
 
 
 def target(dtype: torch.dtype = torch.float32, attention: str = "auto") -> CachedModel:
     """The tiny Llama."""
-    return CachedModel(moved(models.target(FAMILY), dtype), FAMILY, attention=attention)
+    return model(models.target(FAMILY), FAMILY, dtype, attention)
 
 
-def method(case: Case, model: CachedModel) -> Method:
+def method(case: Case, beside: CachedModel) -> Method:
     """The method with its options, its drafts and its drafters beside the target; those are trained on the CPU."""
-    drafts, on_cpu = decoding.drafts_of(FAMILY), drafters_of(decoding.family(FAMILY))
-
-    def drafter(kind: type[D], reference: str) -> D:
-        return copy.deepcopy(on_cpu(kind, reference)).to(DEVICE, model.dtype).bind(model)
-
-    made = case.kind(case.parsed())
-    made.load(LoadContext(model, lambda name: CachedModel(moved(drafts[name], model.dtype), name), drafter))
-    return made
+    return method_on(case, beside, lambda module, name: model(module, name, beside.dtype))
 
 
 def step(case: Case, **how: Any) -> Step:
     """Phases as they are, launched one kernel after the other."""
-    model = target()
-    return Step(model, method(case, model), Decoding(TOKENS, **how))
+    model_there = target()
+    return Step(model_there, method(case, model_there), Decoding(TOKENS, **how))
 
 
 def captured(

@@ -500,7 +500,7 @@ def test_studies_have_the_documented_defaults(experiment):
         batch_sizes=None,
         context_tokens=None,
         models=(),
-        modes=("eager",),
+        modes=None,
         rounds=20,
         burst=4,
         seed=0,
@@ -616,3 +616,18 @@ def test_a_fault_of_a_list_is_one_line(listed, files, line):
 def test_an_override_that_no_experiment_of_a_list_has_is_refused(listed):
     with pytest.raises(ConfigError, match=r"--set scores\.count=3: none of the experiments has that key"):
         listed(LISTED, "scores.count=3")
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "words"),
+    [
+        ({}, "cpu", "eager"),
+        ({"compile": True}, "cpu", "compiled"),
+        ({}, "cuda", "graphs"),
+        ({"compile": True}, "cuda", "graphs, compiled"),
+        ({"graphs": False}, "cuda", "eager"),
+        pytest.param({"parallel": "device_map"}, "cuda", "eager", id="one graph is of one device"),
+    ],
+)
+def test_how_phases_run_is_told_in_the_words_of_the_column(machine, device, words):
+    assert MachineSettings(**machine).execution(device) == words

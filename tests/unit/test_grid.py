@@ -412,7 +412,7 @@ def test_a_file_without_prompts_has_studies_and_no_cells():
         (
             CHAINS,
             "traces: {}\nlatencies: {modes: [compiled]}",
-            "latencies.modes: composed arms take the times of",
+            "latencies.modes: composed arms take the times of forwards that run as they would, eager or graphs, got",
         ),
         (CHAINS, "traces: {}\nlatencies: {query_tokens: [1, 3]}", "latencies.query_tokens: composed arms need 5,"),
         (CHAINS, "traces: {}\nlatencies: {batch_sizes: [2, 4]}", "latencies.batch_sizes: composed arms need 1,"),

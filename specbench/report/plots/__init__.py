@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from specbench.report.forwards import EQUAL
 from specbench.report.metrics import Frames
 from specbench.report.metrics import series as series_of
-from specbench.report.plots import beside, drafts, forwards, limits, rules, skill, speed, steps, theory, trees
+from specbench.report.plots import beside, drafts, forwards, limits, queries, rules, skill, speed, steps, theory, trees
 from specbench.report.plots.style import THEMES, Look, Sketch, adaptive, framed, look, mark, themed
 from specbench.report.tables import percent
 from specbench.report.words import text_notes
@@ -272,6 +272,16 @@ FIGURES: Mapping[str, Drawing] = {
         _FORWARDS,
         "tables/forwards.csv",
         forwards.width,
+    ),
+    "forward_tokens": Drawing(
+        "A forward over its tokens",
+        "Time of a forward over the tokens that it reads in all rows, by batch size",
+        "Where a line is flat, more tokens cost nothing: weights are read once for all of them, and a verification "
+        "takes as long as a single token. Where it rises in proportion, products are what takes the time. Both axes go "
+        "by factors. Bars are 95 % intervals of the median over rounds.",
+        _FORWARDS,
+        "tables/forwards.csv",
+        queries.tokens,
     ),
     "changes": Drawing(
         "What would have to change",

@@ -15,7 +15,10 @@ from specbench.report.plots.style import Look, Sketch
 from specbench.report.tables import significant
 
 # Ways to run a forward have colours and markers of their own; they are no arms.
-_MODES = {"eager": ("#0072B2", "o"), "compiled": ("#D55E00", "s")}
+_MODES = {
+    "eager": ("#0072B2", "o"), "compiled": ("#D55E00", "s"), "graphs": ("#009E73", "^"),
+    "graphs, compiled": ("#CC79A7", "D"),
+}  # fmt: skip
 _AXES = {"depth": ("layers", 1, "layer"), "width": ("width of the residual stream", 1000, "1,000 of width")}
 
 
@@ -34,9 +37,9 @@ def _forwards(along: str, frames: Frames, style: Look) -> Sketch | None:
         _slopes(axes, slopes[(slopes["along"] == along) & (slopes["title"] == title)], (unit, word), style)
         value_ticks(axes, {float(x): f"{x:g}" for x in sorted(own["x"].unique())}, "values")
     from_zero([*found.values()])
-    _room_for_words(next(iter(found.values())))
-    edge_labels([*found.values()], label, "ms of a forward over one token")
     used = [mode for mode in _MODES if mode in set(points["mode"])]
+    _room_for_words(next(iter(found.values())), len(used))
+    edge_labels([*found.values()], label, "ms of a forward over one token")
     handles = [Line2D([], [], color=_MODES[mode][0], marker=_MODES[mode][1], label=mode) for mode in used]
     return Sketch(figure, handles)
 
@@ -53,9 +56,9 @@ def _line(axes: Axes, line: pd.DataFrame, mode: str) -> None:
     axes.errorbar(ends["x"], ends["forward_ms"], yerr=yerr, linewidth=1.4, **look)
 
 
-def _room_for_words(axes: Axes) -> None:
+def _room_for_words(axes: Axes, rows: int) -> None:
     """Above the lines of all panels, which share the axis."""
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
+    axes.set_ylim(top=axes.get_ylim()[1] * (1 + 0.125 * max(2, rows)))
 
 
 def _slopes(axes: Axes, found: pd.DataFrame, unit: tuple[int, str], style: Look) -> None:

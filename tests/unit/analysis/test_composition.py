@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from specbench.analysis.choosing import Choosing
 from specbench.analysis.composition import Estimate, Setting, compose, independent, together
 from specbench.analysis.latencies import LatencyTable
 from specbench.analysis.replay import Replay, RowReplay
@@ -14,7 +15,24 @@ from specbench.errors import ResultsError
 FORWARD_MS = {("target", 1): 10.0, ("target", 2): 10.5, ("target", 4): 11.0, ("draft", 1): 1.0, ("draft", 2): 1.2}
 
 
-def table(half_width=0.02, **changed):
+DRAWN = Choosing(0.8, "rejection", "sample")
+CHOICE_MS = {("draw", "draft", 1): 0.3, ("accept", "target", 1): 0.6, ("accept", "target", 2): 0.9,
+             ("accept", "target", 4): 1.1}  # fmt: skip
+
+
+def chosen(half_width=0.02, **changed):
+    rows = [
+        {"run_id": "r", "model": model, "kind": kind, "mode": "eager", "query_tokens": query, "batch_size": batch,
+         "temperature": 0.8, "rule": "rejection", "proposal": "sample", "top_k": None, "top_p": None,
+         "choice_s": batch * ms / 1000, "choice_low_s": (1 - half_width) * batch * ms / 1000,
+         "choice_high_s": (1 + half_width) * batch * ms / 1000, "status": "ok", "reason": None,
+         "device": "cpu", "dtype": "float32", "threads": 1, "attention": "sdpa", "burst": 4}
+        for (kind, model, query), ms in CHOICE_MS.items() for batch in (1, 2)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(**changed)
+
+
+def table(half_width=0.02, chosen=None, **changed):
     rows = [
         {"run_id": "r", "point_id": f"{model} {query} {batch} {context}", "model": model, "mode": "eager",
          "query_tokens": query, "batch_size": batch, "context_tokens": context, "status": "ok", "reason": None,
@@ -23,12 +41,13 @@ def table(half_width=0.02, **changed):
          "device": "cpu", "dtype": "float32", "threads": 1, "attention": "sdpa", "burst": 4, "parameters": 1}
         for (model, query), ms in FORWARD_MS.items() for batch in (1, 2) for context in (64, 192)
     ]  # fmt: skip
-    return LatencyTable(pd.DataFrame(rows).assign(**changed))
+    return LatencyTable(pd.DataFrame(rows).assign(**changed), chosen)
 
 
-def setting(batch_size=1, context_tokens=100, half_width=0.02):
+def setting(batch_size=1, context_tokens=100, half_width=0.02, chosen=None, **changed):
     step = Estimate(0.0108, 0.0001)
-    return Setting(table(half_width), "target", "draft", batch_size, context_tokens, step)
+    forwards = table(half_width, chosen)
+    return Setting(forwards, "target", "draft", batch_size, context_tokens, step, **{"how": DRAWN} | changed)
 
 
 def row(prompt, accepted, gamma=3, tokens=None):
@@ -96,6 +115,94 @@ def test_without_intervals_of_all_parts_there_is_none():
     assert compose(walked(*texts), setting()).interval is not None
     assert compose(walked(*texts), setting(half_width=math.nan)).interval is None
     assert compose(walked(*texts[:3]), setting()).interval is None  # three prompts tell no spread
+
+
+# --- choosing tokens
+
+
+def test_a_step_draws_every_draft_token_and_accepts_more_than_the_autoregressive_arm_does():
+    found = compose(walked(row(0, [3, 1, 0, 2])), setting(chosen=chosen()))
+    assert found.lacks is None
+    assert found.draft_s.value == pytest.approx(0.0032 + 3 * 0.0003)
+    assert found.verify_s.value == pytest.approx(0.011)
+    assert found.host_s.value == pytest.approx(0.0008 + 0.0011 - 0.0006)
+    # Three draws, all wrong in one direction; accepting with a draft and without one, likewise; then the host's.
+    assert found.draft_s.half_width == pytest.approx(0.02 * (0.0032 + 0.0009))
+    assert found.host_s.half_width == pytest.approx(math.hypot(0.0001, 0.02 * 0.010, 0.02 * 0.0017))
+
+
+def test_a_draft_that_ends_early_is_drawn_and_accepted_as_long_as_it_is():
+    """Half of the steps draft one token, half of them three; accepting three nodes lies half way to four."""
+    drafted = np.zeros((2, 4))
+    drafted[0, 1] = drafted[1, 3] = 1
+    without, found = (compose(walked(RowReplay(0, 4, drafted, drafted)), setting(chosen=rows))
+                      for rows in (None, chosen()))  # fmt: skip
+    assert found.draft_s.value - without.draft_s.value == pytest.approx(2 * 0.0003)
+    assert found.host_s.value - without.host_s.value == pytest.approx((0.0009 + 0.0011) / 2 - 0.0006)
+
+
+def test_a_step_that_drafts_nothing_chooses_as_the_autoregressive_arm_does():
+    found = compose(walked(row(0, [0] * 9, gamma=0), gamma=0), setting(chosen=chosen()))
+    assert found.tokens_per_s == pytest.approx(1 / 0.0108)
+    assert found.lacks is None
+
+
+def test_draws_are_taken_between_forwards_whose_latency_is_kept():
+    found = compose(walked(row(0, [3, 1, 0, 2])), setting(chosen=chosen()), 5.0)
+    assert found.draft_s.value == pytest.approx(0.015 + 3 * 0.0003)
+
+
+def test_choices_of_a_batch_are_those_of_its_size_and_go_at_its_pace():
+    rows = [row(0, [3, 3]), row(1, [0, 1, 1, 0])]
+    found = compose(walked(*rows), setting(batch_size=2, chosen=chosen(), pace=2.0))
+    assert found.draft_s.value == pytest.approx(2 * (0.0032 + 3 * 2 * 0.0003))
+
+
+@pytest.mark.parametrize(
+    ("rows", "changed", "words"),
+    [
+        (None, {}, "this table holds forwards alone, and no time of choosing tokens"),
+        (chosen(dtype="bfloat16"), {}, "this table holds forwards alone, and no time of choosing tokens"),
+        (
+            chosen(),
+            {"how": Choosing(0.8, "match", "sample", top_k=50)},
+            "no time of drawing a draft token from draft, eager, T = 0.8, match, drafts drawn, top_k 50 in this table",
+        ),
+        (
+            chosen(status="oom", reason="full"),
+            {},
+            "no time of drawing a draft token from draft, eager, T = 0.8, rejection, drafts drawn in this table "
+            "(oom: full)",
+        ),
+        (
+            chosen()[lambda rows: rows["query_tokens"] < 4],
+            {},
+            "accept, target, eager, T = 0.8, rejection, drafts drawn: query_tokens 4 lies outside of what was "
+            "measured, 1 to 2",
+        ),
+    ],
+    ids=["an old table", "another dtype", "another rule", "a failure", "too few nodes"],
+)
+def test_what_a_table_lacks_is_said_and_left_out(rows, changed, words):
+    found = compose(walked(row(0, [3, 1, 0, 2])), setting(chosen=rows, **changed))
+    assert found.lacks == words
+    assert (found.draft_s.value, found.host_s.value) == (pytest.approx(0.0032), pytest.approx(0.0008))
+
+
+def test_at_temperature_zero_nothing_but_that_says_how_tokens_are_chosen():
+    assert Choosing.of(0.0, "match", "sample", 50, 0.9) == Choosing(0.0, "greedy", "argmax")
+    assert Choosing.of(0.8, "match", "argmax", 50, 0.9).words == "T = 0.8, match, drafts by argmax, top_k 50, top_p 0.9"
+
+
+def test_an_arm_takes_the_times_of_its_own_execution():
+    both = table(chosen=pd.concat([chosen(), chosen(mode="graphs").assign(choice_s=0.0001)]))
+    both = LatencyTable(pd.concat([both.rows, both.rows.assign(mode="graphs", forward_s=0.002)]), both._chosen)
+    own = Setting(both, "target", "draft", 1, 100, Estimate(0.003, None), DRAWN, "graphs")
+    found = compose(walked(row(0, [3, 1, 0, 2])), own)
+    assert (found.draft_s.value, found.verify_s.value) == (pytest.approx(0.0063), pytest.approx(0.002))
+    assert found.host_s.value == pytest.approx(0.001)
+    with pytest.raises(ResultsError, match="no latency of draft in mode 'compiled' in this table"):
+        compose(walked(row(0, [3, 1, 0, 2])), setting(chosen=chosen(), mode="compiled"))
 
 
 def test_errors_of_one_kind_add_and_those_of_two_do_so_as_squares():

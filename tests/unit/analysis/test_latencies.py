@@ -14,8 +14,8 @@ SETTING = {"device": "cpu one", "dtype": "float32", "threads": 1, "attention": "
 def row(model="m", query=1, batch=1, context=128, seconds=1.0, **changes):
     return {
         "run_id": "1", "model": model, "mode": "eager", "query_tokens": query, "batch_size": batch,
-        "context_tokens": context, "forward_s": seconds, "status": "ok", "reason": None, "layers": 2,
-        "parameters": 1000, **SETTING, **changes,
+        "context_tokens": context, "forward_s": seconds, "forward_low_s": None, "forward_high_s": None,
+        "status": "ok", "reason": None, "layers": 2, "parameters": 1000, **SETTING, **changes,
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Experiments for tests of the bench: a plan from a few lines of YAML, on a tiny family in a temporary folder."""
 
+import gc
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +35,8 @@ def plan_of(folder: Path, text: str) -> Plan:
 
 def run(folder: Path, text: str, **options) -> runner.RunSummary:
     """Run on the family in ``folder / "zoo"``, quietly."""
+    gc.collect()
+    gc.freeze()  # what runs before it have imported
     with (folder / "log.txt").open("a") as log:
         return runner.run(
             plan_of(folder, text),

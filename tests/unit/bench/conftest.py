@@ -1,13 +1,17 @@
 import pytest
 import torch
 
+from specbench.bench import ceilings
 from tests.unit.models import tiny
 
 
-@pytest.fixture(autouse=True)
-def _rough_ceilings(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def rough_ceilings():
     """What the machine does at best is of no matter here, and takes longest to find out."""
-    monkeypatch.setattr("specbench.bench.ceilings._BUDGET_S", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceilings, "_BUDGET_S", 0.0)
+        patch.setitem(ceilings._SQUARE, "cpu", 64)
+        yield
 
 
 @pytest.fixture

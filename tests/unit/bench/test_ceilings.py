@@ -37,13 +37,14 @@ def test_rounds_end_with_their_budget_and_there_are_two_of_the_longest(monkeypat
         assert len(calls) - 1 == min(rounds, ceilings._MOST)
 
 
-def test_the_pace_of_reading_is_all_matrices_over_the_fastest_pass_of_them():
+def test_the_pace_of_reading_is_all_matrices_over_the_fastest_pass_of_them(monkeypatch):
+    monkeypatch.setitem(ceilings._SQUARE, "cpu", 32)
     matrices = [torch.ones(16, 8), torch.ones(3, 8, 4)]
     found = measure_ceiling(matrices, Clock(80.0))
     assert found.products_s == pytest.approx([80e-3] * 6)
     assert found.read_bytes_per_s == pytest.approx(4 * (16 * 8 + 3 * 8 * 4) / 80e-3)
     assert found.copy_bytes_per_s == pytest.approx(4 * (16 * 8 + 3 * 8 * 4) / 80e-3)
-    assert found.operations_per_s == pytest.approx(2 * 1024**3 / 80e-3)
+    assert found.operations_per_s == pytest.approx(2 * 32**3 / 80e-3)
     assert found.launch_s == pytest.approx(80e-3 / 200)
     assert found.captured_launch_s is None
 

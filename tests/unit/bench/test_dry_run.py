@@ -37,6 +37,17 @@ def test_it_says_what_a_better_precision_would_take(folder):
     assert "one process: excludes run-to-run variation" in text
 
 
+def test_cells_that_run_in_other_ways_are_told_apart(folder):
+    text = printed(
+        folder,
+        ONE_CELL.replace(
+            "device: cpu", "device: cuda, zip: {graphs: [true, false, true], compile: [false, false, true]}"
+        ),
+    )
+    rows = [line for line in text.splitlines() if " x stdlib  " in line]
+    assert [line.split(" x stdlib  ")[1].split("  ")[0] for line in rows] == ["graphs", "eager", "graphs, compiled"]
+
+
 def test_what_the_intervals_speak_of_depends_on_the_processes(folder):
     assert "from run to run (3 processes)" in printed(folder, ONE_CELL.replace("warmup: 1", "warmup: 1, processes: 3"))
 
@@ -87,7 +98,8 @@ def test_what_is_measured_beside_the_trials_is_counted_with_its_time(folder):
     lines = printed(folder, TWO_CELLS + STUDIES).splitlines()
     assert any(line.startswith("2 traces, roughly ") for line in lines)
     # target, draft and a shape; two lengths, one batch size, one context, two modes
-    assert any(line.startswith("12 forward times of 3 models, roughly ") for line in lines)
+    # and in each mode, at each of two temperatures, a draw and accepting behind one token and behind five
+    assert any(line.startswith("12 forward times and 36 choice times of 3 models, roughly ") for line in lines)
     assert any(line.startswith("2 scores on stdlib, roughly ") for line in lines)
 
 

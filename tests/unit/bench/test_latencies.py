@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from itertools import groupby
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from specbench.analysis.choosing import Choosing
 from specbench.bench import latencies
 from specbench.bench.latencies import Point, Study, Subject, Unit, groups, measure
 from specbench.config import RandomModel
@@ -25,24 +27,33 @@ TWO = RandomModel(shape="2x32x2x64,vocab=100,context=256")
 THREE = RandomModel(shape="3x32x2x64,vocab=100,context=256")
 
 
+class Layers(int):
+    """What the machine takes for a model: its layers."""
+
+    is_spread = False
+
+
 class Machine:
     """A machine on which a forward takes what a law says: a clock, a pool of models and their forwards in one.
 
     Attributes:
         calls: Layers, tokens, rows and context of every forward, in order.
+        choices: Every choice, in order.
         fails: Raises what a forward raises, if it does.
         loads: Raises what loading a model raises, if it does.
         compiles: Raises what compiling raises, if it does.
         slower: Factor by which each forward takes longer than the one before.
+        recorder: What records graphs, if anything does.
     """
 
     def __init__(self):
         self.ns = 0.0
-        self.calls = []
+        self.calls, self.choices = [], []
         self.fails = lambda *call: None
         self.loads = lambda reference: None
         self.compiles = lambda: None
         self.slower = 1.0
+        self.recorder = None
 
     def law_s(self, layers, tokens, rows, context):
         return 1e-3 * layers + 1e-4 * tokens + 1e-5 * rows + 1e-6 * context
@@ -50,17 +61,23 @@ class Machine:
     def wall(self):
         return round(self.ns)
 
+    def mark(self):
+        return self.ns
+
+    def seconds(self, start, end):
+        return (end - start) / 1e9
+
     def get(self, reference):
         self.loads(reference)
         layers = int(reference.shape.partition("x")[0])
-        return SimpleNamespace(model=SimpleNamespace(sharing_weights=lambda: layers))
+        return SimpleNamespace(model=SimpleNamespace(sharing_weights=lambda: Layers(layers)))
 
     def keep_only(self, references):
         pass
 
     def forward(self, layers, point, seed):
         def run():
-            if point.mode == "compiled":
+            if point.is_compiled:
                 self.compiles()
             call = (layers, point.query_tokens, point.batch_size, point.context_tokens)
             self.calls.append(call)
@@ -69,15 +86,29 @@ class Machine:
 
         return run
 
+    def chooser(self, layers, choice, seed):
+        def choose(output):
+            self.choices.append(choice)
+            self.ns += 1e9 * self.choice_s(layers, choice)
+
+        return choose
+
+    def choice_s(self, layers, choice):
+        return 1e-4 * layers + 1e-5 * choice.query_tokens + 1e-6 * choice.batch_size + 1e-3 * choice.how.temperature
+
     def measure(self, folder, models=(TWO, THREE), room_bytes=1e9, **settings):
+        return self.measured(folder, models, room_bytes, **settings).forwards
+
+    def measured(self, folder, models=(TWO, THREE), room_bytes=1e9, **settings):
         study = Study(models, **{"rounds": 6, "burst": 3, **settings})
-        return measure(study, folder, clock=self, room_bytes=room_bytes)
+        return measure(study, folder, clock=self, room_bytes=room_bytes, recorder=self.recorder)
 
 
 @pytest.fixture
 def machine(monkeypatch):
     made = Machine()
     monkeypatch.setattr(latencies, "_forward", made.forward)
+    monkeypatch.setattr(latencies, "chooser", made.chooser)
     monkeypatch.setattr(latencies, "ModelPool", lambda where, zoo: made)
     for slow in ("frozen_objects", "no_garbage_collection"):
         monkeypatch.setattr(latencies, slow, nullcontext)
@@ -205,6 +236,112 @@ def test_where_the_compiler_is_missing_its_points_are_unsupported(machine, tmp_p
     assert rows["reason"][1] == "torch.compile: OSError: InvalidCxxCompiler: No working C++ compiler found"
 
 
+# --- choosing tokens
+
+DRAWN, CERTAIN = Choosing(0.8, "rejection", "sample", top_k=50), Choosing(0.0, "greedy", "argmax")
+
+
+def test_choices_are_timed_without_the_forwards_that_they_stand_behind(machine, tmp_path):
+    found = machine.measured(tmp_path, **GRID, choosing=(DRAWN, CERTAIN))
+    assert len(found.forwards) == 16
+    # Of each model, way and batch size: a draw, and accepting behind one token and five.
+    assert len(found.choices) == 2 * 2 * 2 * 3
+    assert set(found.choices["context_tokens"]) == {0}
+    for row in found.choices.itertuples():
+        layers = 2 if row.model == TWO.shape else 3
+        law = 1e-4 * layers + 1e-5 * row.query_tokens + 1e-6 * row.batch_size + 1e-3 * row.temperature
+        assert (row.choice_s, row.choice_low_s, row.choice_high_s) == pytest.approx((law, law, law), rel=1e-6)
+    assert set(found.choices.loc[found.choices["kind"] == "draw", "query_tokens"]) == {1}
+    drawn = found.choices[found.choices["temperature"] == 0.8]
+    assert (set(drawn["rule"]), set(drawn["proposal"]), set(drawn["top_k"])) == ({"rejection"}, {"sample"}, {50})
+
+
+def test_choices_take_turns_with_forwards_and_each_stands_behind_one_of_its_own(machine, tmp_path):
+    machine.measured(tmp_path, (TWO,), choosing=(DRAWN,))
+    # Of one forward and three choices (query 1: a draw and one way to accept): three rounds of warm-up, six of three.
+    assert len(machine.choices) == 2 * (3 + 6 * 3)
+    assert len(machine.calls) == 3 * (3 + 6 * 3)
+
+
+def test_what_choosing_takes_is_not_measured_again_and_nothing_else_is_for_its_sake(machine, tmp_path):
+    first = machine.measured(tmp_path, (TWO,))
+    machine.calls.clear()
+    more = machine.measured(tmp_path, (TWO,), choosing=(DRAWN,))
+    assert len(machine.choices) == len(machine.calls)
+    pd.testing.assert_frame_equal(first.forwards, more.forwards)
+    machine.choices.clear()
+    again = machine.measured(tmp_path, (TWO,), choosing=(DRAWN,))
+    assert machine.choices == []
+    pd.testing.assert_frame_equal(more.choices, again.choices)
+    assert first.choices.empty
+    assert list(first.choices.columns) == list(more.choices.columns)
+
+
+def test_a_rule_that_does_not_fit_its_temperature_is_refused():
+    with pytest.raises(ConfigError, match=r"rule greedy needs temperature 0, got 0\.8"):
+        Study((TWO,), choosing=(Choosing(0.8, "greedy", "sample"),))
+
+
+# --- graphs
+
+
+class Counting:
+    """A recorder that counts what it records, and what is replayed of it."""
+
+    def __init__(self):
+        self.recorded, self.replayed = Counter(), Counter()
+
+    def record(self, phase, work):
+        self.recorded[phase] += 1
+
+        def replay():
+            self.replayed[phase] += 1
+            work()
+
+        return work(), replay
+
+
+def test_without_graphs_their_points_are_unsupported_and_the_others_run(machine, tmp_path):
+    found = machine.measured(tmp_path, (TWO,), modes=("eager", "graphs", "graphs, compiled"), choosing=(CERTAIN,))
+    for rows in found:
+        by_mode = rows.groupby("mode")["status"].unique().map(list).to_dict()
+        assert by_mode == {"eager": ["ok"], "graphs": ["unsupported"], "graphs, compiled": ["unsupported"]}
+        assert set(rows["reason"].dropna()) == {"CUDA graphs are captured on a GPU, and cpu is none"}
+
+
+def test_a_point_in_graphs_is_recorded_once_and_replayed_ever_after(machine, tmp_path):
+    machine.recorder = Counting()
+    found = machine.measured(tmp_path, (TWO,), modes=("graphs",), choosing=(DRAWN,))
+    assert set(found.forwards["status"]) == set(found.choices["status"]) == {"ok"}
+    assert machine.recorder.recorded == {"verify": 3, "draft": 1, "accept": 1}
+    runs = 3 + 6 * 3
+    # Each choice has a forward of its own, and one more whose logits were recorded with.
+    assert machine.recorder.replayed == {"verify": 3 * runs + 2, "draft": runs, "accept": runs}
+    assert found.forwards["forward_s"][0] == pytest.approx(machine.law_s(2, 1, 1, 128))
+    assert set(found.choices["mode"]) == {"graphs"}
+
+
+def test_weights_on_several_devices_are_in_no_graph(machine, tmp_path):
+    machine.recorder = Counting()
+    spread = Layers(2)
+    spread.is_spread = True
+    machine.get = lambda reference: SimpleNamespace(model=SimpleNamespace(sharing_weights=lambda: spread))
+    rows = machine.measure(tmp_path, (TWO,), modes=("eager", "graphs"))
+    assert list(rows["status"]) == ["ok", "unsupported"]
+    assert rows["reason"][1] == "one graph is of one device, and the weights are spread"
+
+
+def test_what_cannot_be_captured_is_unsupported_with_the_reason(machine, tmp_path):
+    class Refusing(Counting):
+        def record(self, phase, work):
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    machine.recorder = Refusing()
+    rows = machine.measure(tmp_path, (TWO,), modes=("graphs",))
+    assert list(rows["status"]) == ["unsupported"]
+    assert rows["reason"][0] == "CUDA graphs: RuntimeError: operation not permitted when stream is capturing"
+
+
 def subject(model, **settings):
     study = Study((model,), **settings)
     return Subject(model, study, placement(study.machine), latencies.ZOO)
@@ -252,7 +389,7 @@ def test_a_model_that_runs_out_of_memory_beside_others_is_tried_alone(machine, t
 
 def test_the_run_is_on_record(machine, tmp_path):
     study = Study((TWO, THREE), rounds=6)
-    rows = measure(study, tmp_path, argv=["latency", "--hub-token", "hf_x"], clock=machine, room_bytes=1e9)
+    rows, _ = measure(study, tmp_path, argv=["latency", "--hub-token", "hf_x"], clock=machine, room_bytes=1e9)
     (run,) = Store(tmp_path).read("runs").to_dict("records")
     assert set(rows["run_id"]) == {run["run_id"]}
     assert run["status"] == "done"
@@ -295,7 +432,7 @@ def test_a_study_of_nothing_is_refused(settings, words):
 
 def test_models_of_random_weights_and_the_familys_really_run(family, tmp_path):
     study = Study(("pico", TWO), query_tokens=(1, 4), batch_sizes=(1, 2), context_tokens=(0, 20), rounds=6)
-    rows = measure(study, tmp_path, zoo=family)
+    rows = measure(study, tmp_path, zoo=family).forwards
     assert set(rows["status"]) == {"ok"}
     assert (rows["forward_s"] > 0).all()
     assert (rows["forward_low_s"] <= rows["forward_s"]).all()
@@ -327,12 +464,16 @@ def test_the_forward_that_is_timed_is_the_cores_over_a_full_cache():
 _COMPILED = """
 import torch
 from pathlib import Path
+from specbench.analysis.choosing import Choosing
 from specbench.bench import latencies
 from specbench.config import RandomModel
 from specbench.models.loader import load, placement
 from specbench.models.source import locate
 
-study = latencies.Study((RandomModel(shape="2x32x2x64,vocab=100,context=256"),), modes=latencies.MODES, rounds=6)
+study = latencies.Study(
+    (RandomModel(shape="2x32x2x64,vocab=100,context=256"),), modes=("eager", "compiled"), rounds=6,
+    choosing=(Choosing(0.8, "rejection", "sample"),), query_tokens=(1, 3),
+)
 model = load(locate(study.models[0]), placement(study.machine)).model
 point = latencies.Point(3, 2, 9, "compiled")
 with torch.inference_mode():
@@ -340,9 +481,11 @@ with torch.inference_mode():
     reference = model.forward(latencies._nodes(model, point, 1), 9).logits
 assert torch.allclose(found, reference, atol=1e-5)
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-rows = latencies.measure(study, Path({folder!r}))
-assert list(rows["mode"]) == ["eager", "compiled"]
-assert list(rows["status"]) == ["ok", "ok"], list(rows["reason"])
+rows, choices = latencies.measure(study, Path({folder!r}))
+assert list(rows["mode"]) == ["eager", "compiled"] * 2
+assert set(rows["status"]) == {{"ok"}}, list(rows["reason"])
+assert list(choices["mode"]) == ["eager", "compiled"] * 3
+assert set(choices["status"]) == {{"ok"}}, list(choices["reason"])
 """
 
 

@@ -27,7 +27,14 @@ measure: {repeats: 1, warmup: 1}
 machine: {device: cpu}
 """
 ONE = BESIDE.replace("[1, 2]", "1").replace("count: 5", "count: 2").replace("warmup: 1", "warmup: 0")
+GENERATE, ASSISTED = "transformers-generate", "transformers-assisted"
 DYNAMIC, STATIC = "transformers-generate cache=dynamic", "transformers-generate cache=static"
+
+
+def only(*methods, text=ONE):
+    """The experiment with these methods alone."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("  - ") or line.split()[1].rstrip(":") in methods)
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +119,9 @@ def test_sampled_texts_are_not_compared_even_where_the_core_matches_token_for_to
 
 
 def test_acceptance_that_is_simulated_on_the_core_is_not_on_a_baseline(folder):
-    text = ONE.replace("batch_size: 1", "batch_size: 1, rule: {synthetic: {mean_length: 2.0}}")
+    text = only(GENERATE, ASSISTED).replace("batch_size: 1", "batch_size: 1, rule: {synthetic: {mean_length: 2.0}}")
     rows = Store(run(folder, text).folder).read("requests")
-    assert set(of(rows, "transformers-assisted")["reason"]) == {"the acceptance of transformers cannot be simulated"}
+    assert set(of(rows, ASSISTED)["reason"]) == {"the acceptance of transformers cannot be simulated"}
     dynamic = rows[rows["arm"] == DYNAMIC]
     assert not dynamic["simulated_acceptance"].any()
     assert dynamic["verdict"].isna().all()
@@ -122,7 +129,8 @@ def test_acceptance_that_is_simulated_on_the_core_is_not_on_a_baseline(folder):
 
 
 def test_a_draft_latency_cannot_be_kept_in_the_loop_of_another(folder):
-    rows = Store(run(folder, ONE.replace("gamma: 3", "gamma: 3, draft_latency_ms: 5.0")).folder).read("requests")
+    text = only(ASSISTED).replace("gamma: 3", "gamma: 3, draft_latency_ms: 5.0")
+    rows = Store(run(folder, text).folder).read("requests")
     assert set(of(rows, "transformers-assisted")["reason"]) == {
         "a draft latency cannot be kept inside the loop of transformers-assisted"
     }
@@ -138,15 +146,15 @@ def warmed_up_in(monkeypatch, core_s, outside_s):
 
 
 def test_without_a_warm_up_speedups_are_taken_against_the_core(folder):
-    (found,) = notes(run(folder, ONE, limit=1))
+    (found,) = notes(run(folder, only(GENERATE), limit=1))
     assert set(found["fastest_autoregressive"].values()) == {"autoregressive"}
 
 
 def test_the_path_that_was_fastest_in_the_warm_up_stands_when_the_run_is_resumed(folder, monkeypatch):
     warmed_up_in(monkeypatch, [0.5, 0.3], [9.0, 0.2])
-    run(folder, ONE, limit=1)
+    run(folder, only(GENERATE), limit=1)
     warmed_up_in(monkeypatch, [0.1], [0.5])
-    first, second = notes(run(folder, ONE))
+    first, second = notes(run(folder, only(GENERATE)))
     assert first["fastest_autoregressive"] == second["fastest_autoregressive"]
     assert set(first["fastest_autoregressive"].values()) == {DYNAMIC}
 
@@ -164,7 +172,7 @@ def test_a_wrong_text_of_a_baseline_is_seen_and_is_no_fault_of_a_method(folder, 
         return trace
 
     monkeypatch.setattr(TransformersGenerate, "generate", broken)
-    summary = run(folder, ONE)
+    summary = run(folder, only(GENERATE, "draft_model"))
     rows = Store(summary.folder).read("requests")
     assert set(of(rows[rows["status"] == "ok"], "transformers-generate")["verdict"]) == {"WRONG"}
     assert (summary.wrong, summary.outside_wrong) == (0, 4)
@@ -178,7 +186,7 @@ def test_a_baseline_that_breaks_becomes_rows_and_the_others_stay(folder, monkeyp
         raise ValueError("transformers changed")
 
     monkeypatch.setattr(TransformersGenerate, "generate", broken)
-    rows = Store(run(folder, ONE).folder).read("requests")
+    rows = Store(run(folder, only(GENERATE, "draft_model")).folder).read("requests")
     failed = rows[rows["status"] == "error"]
     assert set(failed["arm"]) == {DYNAMIC, STATIC}
     assert set(failed["reason"]) == {"ValueError: transformers changed"}
@@ -186,7 +194,7 @@ def test_a_baseline_that_breaks_becomes_rows_and_the_others_stay(folder, monkeyp
 
 
 def test_a_batch_that_takes_too_long_is_a_timeout(folder):
-    rows = Store(run(folder, ONE, batch_limit_s=1e-9).folder).read("requests")
+    rows = Store(run(folder, only(GENERATE), batch_limit_s=1e-9).folder).read("requests")
     assert set(rows[rows["arm"] == DYNAMIC]["status"]) == {"timeout"}
 
 
@@ -201,7 +209,7 @@ def test_a_shape_of_batch_is_compiled_before_it_is_timed_and_only_once(folder, m
     monkeypatch.setattr(TransformersGenerate, "compiled_for", lambda self, requests: len(requests.prompts))
     monkeypatch.setattr(TransformersGenerate, "generate", noting)
     text = BESIDE.replace("[dynamic, static]", "dynamic").replace("batch_size: [1, 2]", "batch_size: 2")
-    run(folder, text)
+    run(folder, only(GENERATE, text=text))
     # Two blocks of two and one of one: three passes compile each shape, one warms up, three are timed.
     assert [rows for rows, _ in batches].count(2) == 3 + 1 + 2
     assert [rows for rows, _ in batches].count(1) == 3 + 1

@@ -1,7 +1,6 @@
 """specbench.bench.processes, and runs of several of them"""
 
 import os
-import signal
 from functools import partial
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from specbench.bench.processes import run_apart
 from specbench.errors import ConfigError, SpecbenchError
 from specbench.records.store import Store
+from tests.unit.bench import apart
 from tests.unit.bench.bench_plans import ONE_CELL, run, texts
 
 
@@ -22,29 +22,17 @@ class Listener:
         return lambda *arguments: self.heard.append((name, arguments))
 
 
-def talk_and_fail(here, progress):
-    progress.say("hello")
-    progress.block_done()
-    assert os.getpid() != here
-    raise ConfigError("a fault of the user")
-
-
-def die(progress):
-    progress.say("hello")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_process_tells_what_it_does_and_its_error_is_raised_here():
     listener = Listener()
     with pytest.raises(ConfigError, match="a fault of the user"):
-        run_apart(partial(talk_and_fail, os.getpid()), listener)
+        run_apart(partial(apart.talk_and_fail, os.getpid()), listener)
     assert listener.heard == [("say", ("hello",)), ("block_done", ())]
 
 
 def test_a_process_that_dies_is_an_error_that_says_how():
     listener = Listener()
     with pytest.raises(SpecbenchError, match="killed by signal 9; finished blocks are kept"):
-        run_apart(die, listener)
+        run_apart(apart.die, listener)
     assert listener.heard == [("say", ("hello",))]
 
 

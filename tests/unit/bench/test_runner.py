@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,20 @@ def finished(tmp_path_factory, family):
     folder = tmp_path_factory.mktemp("finished")
     (folder / "zoo").symlink_to(family)
     return run(folder, TWO_CELLS)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory, family):
+    """A run of one cell."""
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "zoo").symlink_to(family)
+    return run(folder, ONE_CELL)
+
+
+@pytest.fixture
+def results(folder, once):
+    """What that run has left, in the test's own folder."""
+    return Path(shutil.copytree(once.folder, folder / "results" / "one-cell" / once.folder.name))
 
 
 def requests(summary):
@@ -89,9 +105,8 @@ def test_the_record_of_the_run_is_whole(finished):
     assert all(len(arms_) == 4 for arms_ in notes["warmup_step_s"].values())
 
 
-def test_a_finished_run_is_not_run_again(folder):
-    first = run(folder, ONE_CELL)
-    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.parquet") if "runs" not in path.name}
+def test_a_finished_run_is_not_run_again(folder, results):
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*.parquet") if "runs" not in path.name}
     second = run(folder, ONE_CELL)
     assert (second.blocks_run, second.blocks_kept, second.finished) == (0, 3, 4)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -103,10 +118,9 @@ def test_a_limited_run_is_the_beginning_of_the_whole_one(folder):
     assert (whole.blocks_run, whole.blocks_kept) == (2, 1)
 
 
-def test_a_changed_setting_is_a_new_cell_and_old_rows_stay_apart(folder):
-    run(folder, ONE_CELL)
+def test_a_changed_setting_is_a_new_cell_and_old_rows_stay_apart(folder, results):
     again = run(folder, ONE_CELL.replace("gamma: 2", "gamma: 1"))
-    assert again.blocks_run == 3
+    assert (again.folder, again.blocks_run) == (results, 3)
     assert requests(again)["cell"].nunique() == 2
 
 
@@ -183,10 +197,9 @@ def test_what_the_machine_did_meanwhile_is_stored_with_every_batch(finished):
     assert rows.groupby("batch_id")["cpu_wait_share"].nunique().max() == 1
 
 
-def test_what_is_unstable_is_told_at_the_end(folder):
-    summary = run(folder, ONE_CELL)
-    assert "few units" in {caution.kind for caution in summary.cautions}
-    log = (folder / "log.txt").read_text()
+def test_what_is_unstable_is_told_at_the_end(once):
+    assert "few units" in {caution.kind for caution in once.cautions}
+    log = (once.folder.parents[2] / "log.txt").read_text()
     assert "2 full batches of prompts, at least 4 are needed. No interval can be given" in log
 
 
@@ -318,9 +331,8 @@ def test_an_interrupted_run_says_so_and_goes_on(folder):
     assert run(folder, ONE_CELL).blocks_kept == 1
 
 
-def test_a_run_that_was_killed_is_marked_by_the_next_one(folder):
-    summary = run(folder, ONE_CELL)
-    store = Store(summary.folder)
+def test_a_run_that_was_killed_is_marked_by_the_next_one(folder, results):
+    store = Store(results)
     (row,) = store.read("runs").to_dict("records")
     store.write_run({**row, "status": "running"})
     run(folder, ONE_CELL)
@@ -342,9 +354,8 @@ def test_two_runs_do_not_write_to_one_folder(folder):
     assert seen
 
 
-def test_a_corrupt_part_is_named_and_nothing_is_run(folder):
-    summary = run(folder, ONE_CELL)
-    part = sorted((summary.folder / "requests.parquet").glob("*.parquet"))[0]
+def test_a_corrupt_part_is_named_and_nothing_is_run(folder, results):
+    part = sorted((results / "requests.parquet").glob("*.parquet"))[0]
     part.write_bytes(b"not parquet")
     with pytest.raises(ResultsError, match=r"not a whole Parquet file\. Delete it and run again"):
         run(folder, ONE_CELL)
@@ -371,10 +382,8 @@ def test_a_target_that_cannot_be_loaded_is_rows_of_every_arm(folder, monkeypatch
     assert (summary.finished, summary.unsupported) == (0, 4)
 
 
-def test_two_runs_of_one_plan_give_the_same_rows_and_texts(folder, tmp_path_factory):
-    first = texts(requests(run(folder, TWO_CELLS)))
-    second = texts(requests(run(folder, TWO_CELLS, results=folder / "again")))
-    assert first == second
+def test_two_runs_of_one_plan_give_the_same_rows_and_texts(finished, folder):
+    assert texts(requests(finished)) == texts(requests(run(folder, TWO_CELLS)))
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from specbench.bench.arms import CoreArm
-from specbench.bench.steps import CountingRecorder, execution_of
-from specbench.config import MachineSettings
+from specbench.bench.steps import CountingRecorder
 from specbench.decode.static import form
 from specbench.records.store import Store
 from tests.unit.bench.bench_plans import ONE_CELL, run
-
-
-def test_words_for_how_phases_run_name_what_is_done():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert execution_of(MachineSettings(), cpu) == "eager"
-    assert execution_of(MachineSettings(compile=True), cpu) == "compiled"
-    assert execution_of(MachineSettings(), gpu) == "graphs"
-    assert execution_of(MachineSettings(compile=True), gpu) == "graphs, compiled"
-    assert execution_of(MachineSettings(graphs=False), gpu) == "eager"
-    assert execution_of(MachineSettings(parallel="device_map"), gpu) == "eager", "one graph is of one device"
 
 
 def test_what_a_capture_takes_is_counted_behind_what_the_allocator_gives_back(monkeypatch):

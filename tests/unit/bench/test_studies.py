@@ -56,7 +56,11 @@ def test_tables_of_all_studies_lie_beside_the_trials(folder):
     timed = table(summary, "latencies")
     assert set(timed["query_tokens"]) == {1, 2, 4}
     assert set(timed["batch_size"]) == {2}
-    assert summary.studies.words == "2 traces, 18 forward times, 3 scores"
+    chosen = table(summary, "choosing")
+    assert chosen.groupby(["kind", "query_tokens"])["model"].nunique().to_dict() == {
+        ("accept", 1): 3, ("accept", 2): 3, ("accept", 4): 3, ("draw", 1): 3,
+    }  # fmt: skip
+    assert summary.studies.words == "2 traces, 18 forward times, 12 choice times, 3 scores"
 
 
 def test_what_is_there_is_not_made_again(folder):

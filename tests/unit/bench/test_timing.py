@@ -1,16 +1,19 @@
 """specbench.bench.timing"""
 
 import gc
+from threading import Lock
 
 import pytest
 import torch
 
+from specbench.bench import timing
 from specbench.bench.timing import (
     BatchTimeoutError,
     CudaTimeline,
     HeadlineWatch,
     HostTimeline,
     PhaseWatch,
+    frozen_objects,
     no_garbage_collection,
 )
 from specbench.decode import loop
@@ -142,6 +145,18 @@ def test_the_collector_stays_out_of_a_timed_region_and_comes_back():
     with no_garbage_collection():
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_objects_are_frozen_while_asked_for_and_thawed_by_the_outermost_alone(monkeypatch):
+    monkeypatch.setattr(timing, "_freezing", Lock())  # what runs the tests has frozen objects as well
+    gc.unfreeze()
+    with frozen_objects():
+        before = gc.get_freeze_count()
+        with frozen_objects():
+            pass
+        assert gc.get_freeze_count() == before > 10_000
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
 
 
 # --- a device that works on while the host is ahead

@@ -4,7 +4,21 @@ import pytest
 
 from support import checks, faults, models
 
+# Rotary, windowed and learned positions; the other families are variants of these.
+QUICK = ("llama", "gemma2", "gpt2")
+
 family = pytest.mark.parametrize("name", models.FAMILIES)
+family_by_arms = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in models.FAMILIES]
+)
+
+
+def planted():
+    """Every fault in the quick families, and one in each other; the rest is slow."""
+    for turn, name in enumerate(models.FAMILIES):
+        for number, fault in enumerate(faults.FAULTS):
+            is_quick = name in QUICK or number == turn % len(faults.FAULTS)
+            yield pytest.param(name, fault, marks=() if is_quick else pytest.mark.slow)
 
 
 @family
@@ -36,7 +50,7 @@ def test_logits_over_trees_deeper_than_the_window_equal_plain_uncached_forwards(
     assert checks.logit_difference(name, deep=True) < 1e-4
 
 
-@family
+@family_by_arms
 def test_greedy_ids_of_every_method_equal_transformers_generate_row_by_row(name: str):
     outcome = checks.wrong_rows(name, checks.arms())
     assert outcome.wrong == []
@@ -55,8 +69,7 @@ def test_the_perturbed_draft_is_accepted_in_part(name: str):
     assert outcome.refused >= 10
 
 
-@family
-@pytest.mark.parametrize("fault", faults.FAULTS)
+@pytest.mark.parametrize(("name", "fault"), planted())
 def test_a_planted_fault_turns_logits_and_ids_red(name: str, fault: str):
     with pytest.MonkeyPatch.context() as patch:
         faults.FAULTS[fault](patch)

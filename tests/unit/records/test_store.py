@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -40,6 +41,20 @@ def test_what_was_written_is_read_back(store, request_row, step_row):
     assert list(store.read("steps")["step_s"]) == [0.5]
     assert store.has_block("cell a, block 0")
     assert store.block_keys() == {"cell a, block 0"}
+
+
+def test_a_whole_copy_reads_alike_from_one_file_a_table(store, request_row, step_row, run_row, tmp_path):
+    store.write_run(run_row())
+    for block in range(3):
+        store.write_block(f"block {block}", [request_row(block=block)], [step_row(batch_id=f"b{block}")])
+    store.write_block("cut", [request_row(block=3)], [step_row(batch_id="cut")])
+    next((store.folder / "requests.parquet").glob("cut-*")).unlink()
+    copied = store.copy_whole(tmp_path / "copy")
+    assert sorted(path.name for path in copied) == ["requests.parquet", "runs.parquet", "steps.parquet"]
+    assert all(path.is_file() for path in copied)
+    for table in ("requests", "steps", "runs"):
+        pd.testing.assert_frame_equal(Store(tmp_path / "copy").read(table), store.read(table))
+    assert "cut" not in set(pq.read_table(tmp_path / "copy" / "steps.parquet")["batch_id"].to_pylist())
 
 
 def test_keys_that_differ_only_in_odd_characters_are_two_blocks(store, request_row):

@@ -84,7 +84,19 @@ def write(tmp_path, monkeypatch):
     return writing
 
 
-def table(draft_ms=1.0, verify_ms=0.0, **changed):
+def chosen(draw_ms=1e-6, accept_ms=0.0):
+    """Times of a draw, and of what each node more takes to be accepted; nothing to speak of where not asked for."""
+    kinds = {("draw", "small", 1): draw_ms} | {("accept", "pico", n): 1e-6 + accept_ms * (n - 1) for n in range(1, 6)}
+    return pd.DataFrame([
+        {"run_id": "r", "model": model, "kind": kind, "mode": "eager", "query_tokens": query, "batch_size": batch,
+         "temperature": 0.0, "rule": "greedy", "proposal": "argmax", "top_k": None, "top_p": None,
+         "choice_s": ms / 1000, "choice_low_s": ms / 1000, "choice_high_s": ms / 1000, "status": "ok", "reason": None,
+         "device": "cpu Example 3000", "dtype": "bfloat16", "threads": 1, "attention": "sdpa", "burst": 4}
+        for (kind, model, query), ms in kinds.items() for batch in (1, 2)
+    ])  # fmt: skip
+
+
+def table(draft_ms=1.0, verify_ms=0.0, choices=None, **changed):
     forwards = {("pico", query): 1000 * verify_s(query) + verify_ms * (query > 1) for query in range(1, 6)}
     forwards |= {("small", query): draft_ms for query in (1, 2)}
     rows = [
@@ -97,7 +109,7 @@ def table(draft_ms=1.0, verify_ms=0.0, **changed):
         for batch, slow in ((1, 1.0), (2, SLOWED_BY_TWO))
         for context in (64, 256)
     ]  # fmt: skip
-    return LatencyTable(pd.DataFrame(rows).assign(**changed))
+    return LatencyTable(pd.DataFrame(rows).assign(**changed), chosen() if choices is None else choices)
 
 
 def test_a_run_is_composed_of_its_trace_and_its_latencies(write):
@@ -204,5 +216,42 @@ def test_a_machine_that_was_slower_in_the_run_is_met_at_the_pace_of_its_autoregr
 def test_a_table_that_was_slower_than_the_run_is_remarked(write):
     slow = table()
     rows = slow.rows.assign(forward_s=slow.rows["forward_s"] * 1.5)
-    said = compare(write(arm(2), batch_sizes=(1,)), [TRACE], LatencyTable(rows)).sentences
+    said = compare(write(arm(2), batch_sizes=(1,)), [TRACE], LatencyTable(rows, chosen())).sentences
     assert "the table and the run were not measured under the same conditions" in said[-1]
+
+
+def test_what_choosing_tokens_takes_is_part_of_the_draft_and_of_the_host(write):
+    """A run whose draft tokens take 0.5 ms each beside their forwards, and whose nodes 0.25 ms each to be accepted."""
+    slow = arm(4, draft_s=0.0015, name="draws")
+    slow = replace(slow, verify_s=slow.verify_s + 4 * 0.00025)
+    results = write(slow, batch_sizes=(1,))
+    (without,) = compare(results, [TRACE], table()).cells
+    (cell,) = compare(results, [TRACE], table(choices=chosen(draw_ms=0.5, accept_ms=0.25))).cells
+    assert (without.is_met, cell.is_met) == (False, True)
+    assert abs(cell.error) < 0.03
+    assert (cell.draft_ms, cell.host_ms) == (pytest.approx(6.0), pytest.approx(1.8, rel=0.02))
+    assert cell.lacks is None
+
+
+def test_a_table_of_forwards_alone_says_what_its_cells_lack(write):
+    results = write(arm(1), arm(2), batch_sizes=(1,))
+    old = table(choices=chosen()[:0])
+    found = compare(results, [TRACE], old)
+    reason = "this table holds forwards alone, and no time of choosing tokens"
+    assert set(found.frame["lacks"]) == {reason}
+    assert found.sentences[-1] == (
+        f"In 2 of them steps are composed too short, without what drawing and accepting drafts take: {reason}."
+    )
+    assert set(composed_grid(results, [TRACE], old, gammas=[1, 2]).frame["lacks"]) == {reason}
+    assert composed_grid(results, [TRACE], table(), gammas=[1, 2]).frame["lacks"].isna().all()
+
+
+def test_cells_that_ran_compiled_are_composed_of_compiled_forwards(write):
+    results = write(arm(2), batch_sizes=(1,))
+    compiled = replace(results, requests=results.requests.assign(execution="compiled"))
+    with pytest.raises(ResultsError, match="no latency of small in mode 'compiled' in this table"):
+        compare(compiled, [TRACE], table())
+    eager = table()
+    rows = pd.concat([eager.rows.assign(forward_s=1.0), eager.rows.assign(mode="compiled")])
+    (cell,) = compare(compiled, [TRACE], LatencyTable(rows, chosen().assign(mode="compiled"))).cells
+    assert cell.is_met

@@ -15,7 +15,7 @@ BOTH = """
 name: both
 targets: [pico]
 prompts: {source: stdlib, count: 6, max_prompt_tokens: 24}
-decode: {max_new_tokens: 10, batch_size: 2}
+decode: {max_new_tokens: 10, batch_size: 2, temperature: 0.8, rule: match, top_k: 50}
 methods:
   - draft_model: {draft: pico-wide, gamma: [1, 3], latency_mode: [measured, composed]}
   - draft_model: {draft: pico-wide, gamma: 2, latency_mode: composed, draft_latency_ms: [0.001, 50], label: slow}
@@ -53,7 +53,10 @@ def test_a_composed_arm_takes_the_steps_that_the_measured_one_took(folder):
 def test_a_draft_latency_that_was_asked_for_is_the_draft_phase(folder):
     found, _ = composed_arms(load(folder))
     slow = found[found["arm"].str.startswith("slow")].set_index("draft_latency_ms")
-    assert slow["draft_ms"].to_dict() == pytest.approx({0.001: 0.002, 50.0: 100.0})
+    times = Store(folder).read("choosing").set_index(["model", "kind", "query_tokens"])["choice_s"]
+    draws_ms = 2 * 1000 * times["pico-wide", "draw", 1]
+    assert slow["draft_ms"].to_dict() == pytest.approx({0.001: 0.002 + draws_ms, 50.0: 100.0 + draws_ms})
+    assert found["lacks"].isna().all()
     assert slow.loc[0.001, "composed_tokens_per_s"] > slow.loc[50.0, "composed_tokens_per_s"]
     assert set(found["latency_mode"]) == {"composed"}
 
@@ -80,9 +83,11 @@ def test_a_table_for_people_has_a_row_an_arm(folder):
 
 def test_what_a_folder_holds_beside_its_texts_is_listed(folder):
     assert list(contents(Store(folder))) == [
-        "trace: pico with pico-wide, T=0, 6 prompts, gamma up to 3",
+        "trace: pico with pico-wide, T=0.8, 6 prompts, gamma up to 3",
         "forward times: pico, eager, 8 points",
         "forward times: pico-wide, eager, 8 points",
+        "choice times: pico, eager, T=0.8, match, 5 points",
+        "choice times: pico-wide, eager, T=0.8, match, 5 points",
     ]
 
 

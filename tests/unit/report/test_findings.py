@@ -131,7 +131,7 @@ def test_a_claim_about_what_did_not_run_is_not_answered(tmp_path):
 
 
 def test_a_rehearsal_does_not_answer_for_other_models(tmp_path):
-    run = {"notes": '{"rehearse": true}'}
+    run = {"notes": '{"rehearsal": true}'}
     sentences = said(report(tmp_path, AUTOREGRESSIVE, TWIN, QUICK, claim=CLAIM, run=run))[QUESTIONS[3]]
     assert any(sentence.startswith("This is a rehearsal on the embedded models") for sentence in sentences)
 
@@ -219,3 +219,17 @@ def test_an_ordinal_is_spelled_as_it_is_said(number, text):
 )
 def test_a_list_reads_as_a_sentence_has_it(words, text):
     assert listed(words) == text
+
+
+def test_where_acceptance_is_simulated_no_arm_is_called_fastest_and_every_step_is_taken_apart(tmp_path):
+    quick = Arm("quick", alpha=0.8, gamma=4, draft_s=0.0005, simulated=True, verdict=None)
+    slow = Arm("slow", alpha=0.8, gamma=4, draft_s=0.008, simulated=True, verdict=None)
+    found = report(tmp_path, AUTOREGRESSIVE, TWIN, quick, slow)
+    sentences = said(found)
+    which, why = sentences[QUESTIONS[0]], sentences[QUESTIONS[1]]
+    assert which[0].startswith("Acceptance is simulated for every method here, so none is called fastest: ")
+    assert len(why) == 2
+    # .0005 x 4 and .008 x 4 of a step that takes .0108 s beside the draft.
+    assert re.match(r"A step of quick takes 12\.\d ms for \d\.\d\d tokens: 16 % draft, 7\d % verify, ", why[0])
+    assert re.match(r"A step of slow takes 4\d\.\d ms for \d\.\d\d tokens: 7\d % draft, 2\d % verify, ", why[1])
+    assert findings(*found) == [("batch 1, T = 0", [which[0], *why])]

@@ -11,8 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from specbench.analysis.closed_forms import expected_tokens
+from specbench.records.store import Store
 from specbench.report import plots
 from specbench.report.metrics import frames, load
+from tests.unit.report.a_study import forward
 from tests.unit.report.limits_of_arms import write_limits
 from tests.unit.report.synthetic import AUTOREGRESSIVE, TWIN, Arm, Plan, write_results
 
@@ -81,9 +83,36 @@ def drawn(name, found):
 
 
 @pytest.fixture(scope="module")
-def figures(twelve, beam_frames, rule_frames, study_frames):
+def width_frames(tmp_path_factory):
+    """Forwards of 1 to 64 tokens at batch 1 to 64: 4 ms up to 180 tokens in all, and in proportion beyond."""
+    folder = tmp_path_factory.mktemp("widths") / "run" / "machine"
+    rows = [
+        forward("7B", 32, 4096, 6_738_000_000, launch_s + 0.004 * max(1, batch * query / 180), query, 128, mode)
+        | {"batch_size": batch, "point_id": f"{batch} {query} {mode}"}
+        for mode, launch_s in (("graphs", 0.0), ("eager", 0.005))
+        for batch, query in itertools.product((1, 4, 16, 64), (1, 5, 8, 16, 64))
+    ]
+    Store(folder).write_part("latencies", "7B", rows)
+    return frames(load(folder))
+
+
+def test_forwards_over_tokens_are_one_line_a_batch_size_over_the_tokens_of_all_rows(width_frames):
+    figure = drawn("forward_tokens", width_frames)
+    assert [panel.get_title("left") for panel in figure.axes] == ["7B, graphs", "7B, eager"]
+    lines = [container.lines[0].get_xydata() for container in figure.axes[0].containers]
+    assert [list(line[:, 0]) for line in lines] == [[batch * q for q in (1, 5, 8, 16, 64)] for batch in (1, 4, 16, 64)]
+    assert list(lines[3][:, 1]) == pytest.approx([4, 4 * 320 / 180, 4 * 512 / 180, 4 * 1024 / 180, 4 * 4096 / 180])
+
+
+def test_forwards_at_one_batch_size_are_left_to_their_table(width_frames):
+    one = width_frames.forwards[width_frames.forwards["batch_size"] == 1]
+    assert drawn("forward_tokens", dataclasses.replace(width_frames, forwards=one)) is None
+
+
+@pytest.fixture(scope="module")
+def figures(twelve, beam_frames, rule_frames, study_frames, width_frames):
     """Every figure, drawn once: of the twelve arms, or of beams or a study where they have no such axis."""
-    sources = (twelve, beam_frames, rule_frames, study_frames)
+    sources = (twelve, beam_frames, rule_frames, study_frames, width_frames)
     return {name: next(filter(None, (drawn(name, source) for source in sources))) for name in plots.FIGURES}
 
 

@@ -1,9 +1,6 @@
 """specbench.train.drafters: drafters reach what a toy language allows; no process, kill or empty batch changes it."""
 
 import copy
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +21,9 @@ from specbench.train.examples import Example, Examples
 from specbench.train.loop import METRICS, train
 from specbench.train.processes import Processes
 from specbench.train.states import KeptStates
+from support.processes import run_together
 
+TESTS = Path(__file__).parents[2]
 VOCAB, LENGTH, DEPTH = 5, 24, 3
 # Every token is followed by the next one, mostly.
 CHAIN = np.full((VOCAB, VOCAB), 0.05) + 0.75 * np.roll(np.eye(VOCAB), 1, axis=1)
@@ -119,51 +118,45 @@ _TWO = """
 import sys
 from pathlib import Path
 import torch
-sys.path.insert(0, {tests!r})
-from test_drafters import FAST, medusa, redrafter, task_of, toy_language, trained
+sys.path[:0] = [{root!r}, {tests!r}]
+from tests.unit.train.test_drafters import PAIRS, medusa, of_two, redrafter, task_of, toy_language, trained
 from specbench.train.processes import Processes
-from dataclasses import replace
 processes = Processes.started("cpu")
-schedule = replace(FAST, epochs=2, batch_size=33, micro_batch=4, joint={joint})
-task = task_of({make}, toy_language(), schedule, processes=processes)
-points = trained(task, schedule, Path({folder!r}), processes=processes)
-if processes.is_first:
-    torch.save((task.module.state_dict(), [point.loss for point in points]), Path({folder!r}) / "end.pt")
+for make, joint in PAIRS:
+    schedule, folder = of_two(joint), Path({folder!r}) / f"{{make}}-{{joint}}"
+    torch.manual_seed(0)
+    task = task_of(globals()[make], toy_language(), schedule, processes=processes)
+    points = trained(task, schedule, folder, processes=processes)
+    if processes.is_first:
+        torch.save((task.module.state_dict(), [point.loss for point in points]), folder / "end.pt")
 processes.leave()
 """
+PAIRS = [("redrafter", False), ("medusa", False), ("medusa", True)]
 
 
-@pytest.mark.parametrize(
-    ("make", "joint"), [("redrafter", False), pytest.param("medusa", False, marks=pytest.mark.slow), ("medusa", True)]
-)
-def test_two_processes_learn_what_one_does(make, joint, tmp_path):
-    """Real ones, over gloo; 33 texts a step, so that one process has a text less than the other."""
-    torch.manual_seed(0)
-    code = _TWO.format(tests=str(Path(__file__).parent), make=make, joint=joint, folder=str(tmp_path / "two"))
-    (tmp_path / "two").mkdir()
-    script = tmp_path / "two.py"
-    script.write_text(code)
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    started = [
-        subprocess.Popen([sys.executable, script], env={**environment, "RANK": str(rank), "OMP_NUM_THREADS": "1"})
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
-    theirs, losses = torch.load(tmp_path / "two" / "end.pt", weights_only=True)
-    schedule = replace(FAST, epochs=2, batch_size=33, micro_batch=4, joint=joint)
+def of_two(joint: bool) -> DrafterSchedule:
+    """33 texts a step, so that one of two processes has a text less than the other."""
+    return replace(FAST, epochs=2, batch_size=33, micro_batch=4, joint=joint)
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    """What two real processes have learned, over gloo, a folder a pair."""
+    folder = tmp_path_factory.mktemp("two")
+    code = _TWO.format(root=str(TESTS.parent), tests=str(TESTS), folder=str(folder))
+    run_together(code, folder, timeout_s=240)
+    return folder
+
+
+@pytest.mark.parametrize(("make", "joint"), PAIRS)
+def test_two_processes_learn_what_one_does(by_two, make, joint, tmp_path):
+    theirs, losses = torch.load(by_two / f"{make}-{joint}" / "end.pt", weights_only=True)
+    schedule = of_two(joint)
     alone = task_of({"medusa": medusa, "redrafter": redrafter}[make], toy_language(), schedule)
     points = trained(alone, schedule, tmp_path / "one")
     assert np.allclose([point.loss for point in points], losses, atol=1e-4)
     for name, weight in weights(alone).items():
         assert torch.allclose(weight, theirs[name], atol=2e-3), name
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.mark.parametrize("make", [medusa, redrafter], ids=["medusa", "redrafter"])

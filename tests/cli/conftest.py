@@ -1,0 +1,1 @@
+from tests.unit.bench.conftest import rough_ceilings  # noqa: F401
