@@ -139,7 +139,7 @@ class _Batch:
         tokens = F.pad(self.prompts, (0, self.target.cache.slots - self.prompts.shape[1]))
         tokens = tokens.scatter(1, lengths[:, None], root[:, None])
         budget = torch.full_like(root, self.decoding.max_new_tokens - 1)
-        active = (budget > 0) & ~torch.isin(root, self.sampler.eos_ids)
+        active = (budget > 0) & ~self.sampler.ends(root)
         topk = self.step.top_nodes(output, self.sampler)
         state = self.step.adopt(State(root, lengths, budget, active, torch.zeros_like(root), tokens))
         return state, Prefill(self.prompts, lengths, dict(output.hidden), topk)

@@ -141,6 +141,11 @@ class Sampler:
             return torch.zeros(weights.shape, device=weights.device).scatter_(-1, best, 1.0)
         return weights.softmax(-1)
 
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Which tokens end a text, in their shape."""
+        # torch.isin sorts where there are many to compare with, and on a GPU that waits.
+        return (tokens[..., None] == self.eos_ids).any(-1)
+
     def scores(
         self,
         logits: Float[Tensor, "batch nodes rows"],

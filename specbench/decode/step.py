@@ -170,7 +170,7 @@ class Step:
         emitted = torch.minimum(accepted + 1, state.budget)
         active = state.active & (emitted < state.budget)
         if self.decoding.eos_ids:
-            ends = torch.isin(text, sampler.eos_ids) & (column < emitted[:, None])
+            ends = sampler.ends(text) & (column < emitted[:, None])
             first_end = torch.where(ends, column, self.columns).amin(1)
             active = active & (first_end >= emitted)
             emitted = torch.minimum(emitted, first_end + 1)
