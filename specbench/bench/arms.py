@@ -284,12 +284,11 @@ class CoreArm(LiveArm):
 
     def warm_up(self, blocks: Sequence[Block], passes: int) -> list[float]:
         """As for every arm; phases are compiled and captured before, and the draft latency is set."""
-        requests = [_warm_up_requests(block) for block in blocks]
-        for batch in requests:
+        for block in blocks:
             if self.failure is None:
-                self._prepare(batch)
+                self._prepare(_warm_up_requests(block))
         if self.failure is None and self.arm.draft_latency_ms is not None:
-            self._set_latency(requests[0], self.arm.draft_latency_ms * 1e-3)
+            self._set_latency(_warm_up_requests(blocks[0]), self.arm.draft_latency_ms * 1e-3)
         step_s = super().warm_up(blocks, passes)
         self._forget_latencies()
         return step_s

@@ -23,7 +23,7 @@ DRAFT_MODEL = type(decoding.draft_model(decoding.family("llama"), decoding.draft
 def gpu(monkeypatch):
     if reason := FakeCuda.unavailable():
         pytest.skip(reason)
-    monkeypatch.setattr(compiled, "compiled", lambda work: work)  # there is nothing to compile for
+    monkeypatch.setattr(compiled.torch, "compile", lambda work, **how: work)  # there is nothing to compile for
     with FakeCuda() as entered:
         monkeypatch.setattr(steps, "CudaRecorder", lambda _device: entered)
         yield entered

@@ -31,6 +31,7 @@ class Layers(int):
     """What the machine takes for a model: its layers."""
 
     is_spread = False
+    attention = SimpleNamespace(name="split-kv")
 
 
 class Machine:
@@ -126,6 +127,10 @@ def test_every_point_gets_its_own_time_however_they_are_shuffled(machine, tmp_pa
         assert (row.forward_s, row.forward_low_s, row.forward_high_s) == pytest.approx((law, law, law), rel=1e-6)
     assert list(rows["model"]) == [TWO.shape] * 8 + [THREE.shape] * 8
     assert set(rows["status"]) == {"ok"}
+
+
+def test_a_row_names_the_attention_that_ran_not_the_one_that_was_foreseen(machine, tmp_path):
+    assert set(machine.measure(tmp_path, (TWO,))["attention"]) == {"split-kv"}
 
 
 def test_all_points_are_warmed_up_first_and_then_visited_in_rounds_of_changing_order(machine, tmp_path):
