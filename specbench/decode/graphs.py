@@ -185,14 +185,15 @@ class RecordedStep(StaticStep):
         if (found := self._at_hand.get(ids)) is not None:
             found.recording.replay()
             return found.recording.result
+        if self._slabs is None or phase in self.notes.refused:
+            return work(*inputs)
         leaves, spec = pytree.tree_flatten(inputs)
         key = (phase, (spec, *map(self._signature, leaves)))
-        is_wanted = self._slabs is not None and phase not in self.notes.refused
-        recording = self._recordings.get(key) if is_wanted and self._slabs_now == self._slabs else None
-        if recording is None and is_wanted and not self.is_settled:
+        recording = self._recordings.get(key) if self._slabs_now == self._slabs else None
+        if recording is None and not self.is_settled:
             recording = self._record(phase, key, work, inputs)
         if recording is None:
-            self.notes.missed += is_wanted and self.is_settled
+            self.notes.missed += self.is_settled
             return work(*inputs)
         pairs = [*zip(recording.inputs, filter(is_tensor, leaves), strict=True)]
         if all(kept is given for kept, given in pairs):
