@@ -203,6 +203,7 @@ def _numbers(name: str, frames: Frames, marks: Mapping[str, str]) -> str:
         "step_by_draft": frames.best_drafts,
         "skill": frames.skill,
         "forward_depth": frames.forward_lines[frames.forward_lines["along"] == "depth"],
+        "forward_tokens": frames.forwards,
         "forward_width": frames.forward_lines[frames.forward_lines["along"] == "width"],
         "changes": frames.changes,
         "predicted": frames.composed if len(frames.composed) else frames.forecasts,
