@@ -29,13 +29,13 @@ from specbench.bench.timing import (
 from specbench.decode.acceptance import Rule, rule_for
 from specbench.decode.drafter import Drafter
 from specbench.decode.loop import Requests, generate, slots_for
-from specbench.decode.method import D, LoadContext, Method
+from specbench.decode.method import LoadContext, Method
 from specbench.decode.outside import Baseline
 from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, Watch
 from specbench.errors import DeviceFaultError, UnsupportedError, first_line
 from specbench.grid import AUTOREGRESSIVE, Arm
-from specbench.models.loader import LoadedModel, ModelPool
+from specbench.models.loader import LoadedModel, ModelPool, Supplier
 from specbench.models.ranks import agreed, told, world
 
 Status = Literal["oom", "timeout", "error", "unsupported", "skipped"]
@@ -92,26 +92,16 @@ class LiveArm(ABC):
         if isinstance(target, Failure):
             return
         self._target = target.model
+        supplier = Supplier(pool, target)
+        self._handles, self._drafters = supplier.drafts, supplier.drafters
         try:
-            reason = self._load(self._context(target, pool))
+            reason = self._load(supplier.context)
             failure = None if reason is None else Failure("unsupported", reason)
         except Exception as error:  # noqa: BLE001  (a method may be anyone's, and its fault becomes rows)
             failure = self._failed(error)
         self.failure = first_failure(failure)
         if self.failure is not None:
             self._settle(self.failure)
-
-    def _context(self, target: LoadedModel, pool: ModelPool) -> LoadContext:
-        def draft_model(name: str) -> CachedModel:
-            self._handles.append(pool.draft(name, target))
-            return self._handles[-1]
-
-        def drafter(kind: type[D], reference: str) -> D:
-            found = pool.drafter(kind, reference, target)
-            self._drafters.append(found)
-            return found
-
-        return LoadContext(target.model, draft_model, drafter)
 
     @property
     @abstractmethod

@@ -80,7 +80,7 @@ def _accepting(model: CachedModel, sampler: Sampler, decoding: Decoding, choice:
     tokens, tree = _draft(sampler, choice, decoding.seed)
     layout, state = tree.layout(step.caps.max_depth + 1), _state(model, sampler)
     # As in a run: on a GPU the accept phase is compiled, whatever the others are.
-    is_compiled = choice.is_compiled or (model.device.type == "cuda" and not model.is_spread)
+    is_compiled = choice.is_compiled or model.can_be_captured
     accept = Compiled(step.accept, has_one_form=True) if is_compiled else step.accept
     return lambda output: accept(tree, Verified(layout, tokens, output), state, sampler)
 

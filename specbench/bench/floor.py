@@ -30,11 +30,10 @@ from specbench.bench.prompts import load_prompts
 from specbench.bench.timing import HeadlineWatch, Timeline, no_garbage_collection, seconds_of, timeline
 from specbench.config import MachineSettings, PromptSettings
 from specbench.decode.loop import Requests, generate
-from specbench.decode.method import D, LoadContext, Method, RowView, TokenTree
+from specbench.decode.method import Method, RowView, TokenTree
 from specbench.decode.step import Decoding
-from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace
-from specbench.models.loader import LoadedModel, ModelPool, placement
+from specbench.models.loader import LoadedModel, ModelPool, Supplier, placement
 from specbench.models.zoo import ZOO
 
 USUAL: Mapping[str, Mapping[str, Any]] = {
@@ -135,27 +134,23 @@ def equal_batches(setting: Setting, target: LoadedModel) -> list[Requests]:
     return [Requests([prompt.ids for prompt in group], [prompt.key for prompt in group]) for group in groups]
 
 
+def load_method(setting: Setting, supplier: Supplier) -> Method:
+    """The method of a setting, with what it asks for."""
+    kind = registry.load(setting.method)
+    method = kind(kind.Options(**setting.options))
+    method.load(supplier.context)
+    return method
+
+
 class _Subject:
     """The method under test, with what it drafts by in sight."""
 
     def __init__(self, setting: Setting, target: LoadedModel, pool: ModelPool) -> None:
         self._setting, self._target = setting, target.model
-        self._drafts: list[CachedModel] = []
         self._products: list[_Product] = []
-        self._loose: list[nn.Module] = []
-
-        def draft_model(name: str) -> CachedModel:
-            self._drafts.append(pool.draft(name, target))
-            return self._drafts[-1]
-
-        def drafter(kind: type[D], reference: str) -> D:
-            found = pool.drafter(kind, reference, target)
-            self._loose.append(found)
-            return found
-
-        kind = registry.load(setting.method)
-        self._method: Method = kind(kind.Options(**setting.options))
-        self._method.load(LoadContext(target.model, draft_model, drafter))
+        supplier = Supplier(pool, target)
+        self._method = load_method(setting, supplier)
+        self._drafts, self._loose = supplier.drafts, supplier.drafters
 
     def step(self, requests: Requests, decoding: Decoding, clock: Timeline) -> tuple[float, int, float]:
         """Decode seconds and steps of one batch, and how many draft nodes wide a step was on average."""

@@ -17,9 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from specbench import registry
 from specbench.analysis.intervals import Interval, Totals, jackknife_interval, ratio
-from specbench.bench.floor import Setting, command, equal_batches, opened, write
+from specbench.bench.floor import Setting, command, equal_batches, load_method, opened, write
 from specbench.bench.steps import ReadyStep
 from specbench.bench.telemetry import Monitor, gpus_of
 from specbench.bench.timing import (
@@ -32,11 +31,9 @@ from specbench.bench.timing import (
 )
 from specbench.config import MachineSettings
 from specbench.decode.loop import Requests, generate
-from specbench.decode.method import LoadContext, Method
 from specbench.decode.step import Decoding
-from specbench.decode.target import CachedModel
 from specbench.decode.trace import BatchTrace, NullWatch, Watch
-from specbench.models.loader import ModelPool
+from specbench.models.loader import ModelPool, Supplier
 
 Way = Literal["bare loop", "headline pass", "phase pass", "telemetry"]
 
@@ -147,25 +144,12 @@ class _Subject:
     def __init__(self, setting: Setting, pool: ModelPool) -> None:
         target = pool.get(setting.target)
         self._target = target.model
-        kind = registry.load(setting.method)
-        self._method: Method = kind(kind.Options(**setting.options))
-        drafts: list[CachedModel] = []
-
-        def draft_model(name: str) -> CachedModel:
-            drafts.append(pool.draft(name, target))
-            return drafts[-1]
-
-        self._method.load(
-            LoadContext(
-                target.model,
-                draft_model,
-                lambda kind, reference: pool.drafter(kind, reference, target),
-            )
-        )
+        supplier = Supplier(pool, target)
+        self._method = load_method(setting, supplier)
         self._decoding = Decoding(max_new_tokens=setting.max_new_tokens)
         # As arms run where nothing is asked for: on a GPU from graphs, beside which a look at the clock weighs most.
         self._ready = ReadyStep(
-            target.model, self._method, self._decoding, MachineSettings(), draft_is_paced=False, drafts=drafts
+            target.model, self._method, self._decoding, MachineSettings(), draft_is_paced=False, drafts=supplier.drafts
         )
         self._clock = timeline(target.model.device)
         gpus, self.without_telemetry = gpus_of([target.model.device])

@@ -84,7 +84,7 @@ class ReadyStep:
         draft_is_paced: bool,
         drafts: Sequence[CachedModel] = (),
     ) -> None:
-        is_gpu = target.device.type == "cuda" and not target.is_spread  # one graph is of one device
+        is_gpu = target.can_be_captured
         kept: set[Phase] = {"draft"} if draft_is_paced else set()
         wanted = PHASES if machine.compile else ("accept",) if is_gpu else ()
         self.step = Step(target, method, decoding)

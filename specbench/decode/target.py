@@ -122,6 +122,11 @@ class CachedModel:
         return self._cache
 
     @property
+    def can_be_captured(self) -> bool:
+        """Whether CUDA graphs can hold its forwards: one graph is of one device."""
+        return self.device.type == "cuda" and not self.is_spread
+
+    @property
     def slab_cache(self) -> SlabCache | None:
         """The slab that it has, if it has one."""
         return self._cache

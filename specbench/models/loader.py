@@ -8,7 +8,7 @@ import copy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from specbench.config import MachineSettings, RandomModel
 from specbench.decode.attention.choice import OWN
 from specbench.decode.drafter import Drafter
+from specbench.decode.method import D, LoadContext
 from specbench.decode.target import CachedModel, SelfTest, expected_attention, local_part, self_test
 from specbench.errors import ConfigError, ModelRefusedError, UnsupportedError, first_line
 from specbench.models.drafters import locate_drafter
@@ -25,7 +26,6 @@ from specbench.models.shapes import build_random, numbers_of
 from specbench.models.source import Source, check_same_token_map, locate
 from specbench.models.zoo import ZOO
 
-D = TypeVar("D", bound=Drafter)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -332,3 +332,35 @@ class ModelPool:
         """Let go of every model and drafter but those whose ``repr`` is in ``references``."""
         self._loaded = {key: model for key, model in self._loaded.items() if key in references}
         self._drafters = {key: drafter for key, drafter in self._drafters.items() if key[0] in references}
+
+
+class Supplier:
+    """Gives a method what it loads, and keeps an account of it.
+
+    Args:
+        pool: Where models come from.
+        target: What the method drafts for.
+
+    Attributes:
+        drafts: The draft models that it has been given, each with a cache of its own.
+        drafters: The trained weights of its own.
+    """
+
+    def __init__(self, pool: ModelPool, target: LoadedModel) -> None:
+        self._pool, self._target = pool, target
+        self.drafts: list[CachedModel] = []
+        self.drafters: list[Drafter] = []
+
+    @property
+    def context(self) -> LoadContext:
+        """For ``Method.load``."""
+        return LoadContext(self._target.model, self._draft_model, self._drafter)
+
+    def _draft_model(self, reference: str) -> CachedModel:
+        self.drafts.append(self._pool.draft(reference, self._target))
+        return self.drafts[-1]
+
+    def _drafter(self, kind: type[D], reference: str) -> D:
+        found = self._pool.drafter(kind, reference, self._target)
+        self.drafters.append(found)
+        return found

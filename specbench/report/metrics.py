@@ -180,8 +180,8 @@ SUMMARY = (
     "block_efficiency", "block_efficiency_uncut", "mean_accepted", "acceptance_rate", "nodes_per_step",
     "depth_per_step", "gamma", "output_tokens", "repeat_ngram_share", "looping", "speedup_core", "low", "high",
     "units", "baseline_tokens", "method_tokens", "speedup_e2e", "resolution", "noise_floor", "speedup",
-    "fastest_autoregressive", "full_batch_speedup", "full_batch_low", "full_batch_high", *(f"{phase}_ms" for phase
-    in PHASES), "syncs_per_step", "phase_pass_slowdown", *LIMIT_COLUMNS,
+    "fastest_autoregressive", "full_batch_speedup", "full_batch_low", "full_batch_high",
+    *(f"{phase}_ms" for phase in PHASES), "syncs_per_step", "phase_pass_slowdown", *LIMIT_COLUMNS,
 )  # fmt: skip
 """Columns of `summary`; there are no rows where a folder holds traces, latencies or scores alone."""
 
