@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from methods.redrafter.beams import Beams, Search, prefix_tree
+from methods.redrafter.beams import Search, prefix_tree
 from methods.redrafter.drafter import RecurrentDrafter
 from specbench.decode.method import (
     POST_NORM,
@@ -117,35 +117,27 @@ class ReDrafter(Method):
         tree = prefix_tree(beams, self.options.nodes)
         most = tree.kept.shape[1]
         nodes = min(self.options.nodes or view.host.largest(tree.counts, most), most)
-        tokens, parents, rows = tree.packed(nodes, *_rows_below(beams))
-        draft_rows = torch.nn.functional.pad(rows[0], (1, 0)) if rows else None
-        return TokenTree(tokens, parents, draft_probs=beams.probs, draft_rows=draft_rows)
+        if beams.probs is None:
+            tokens, parents = tree.packed(nodes)
+            return TokenTree(tokens, parents)
+        tokens, parents, rows = tree.packed(nodes, beams.rows_below)
+        return TokenTree(tokens, parents, draft_probs=beams.probs, draft_rows=torch.nn.functional.pad(rows, (1, 0)))
 
     def _static(self, view: RowView, branching: list[int]) -> TokenTree:
         """The likeliest children of every node, level by level."""
+        drafter, context = self._drafter, self._state[:, None]
+        state = drafter.start(view.root[:, None], context.dtype)
         chosen: list[Tensor] = []
-        level, state = view.root[:, None], torch.zeros_like(self._state)[:, None]
-        for children in branching:
-            state = self._drafter.advance(state, level)
-            logits = self._drafter.logits(self._state[:, None].expand_as(state), state)[..., : view.sampler.vocab_size]
-            level = logits.topk(children, dim=-1).indices.flatten(1)
-            state = state.repeat_interleave(children, dim=1)
-            chosen.append(level)
+        for level, children in enumerate(branching):
+            if level:
+                state = drafter.advance(state.repeat_interleave(branching[level - 1], dim=1), chosen[-1])
+            logits = drafter.logits(context.expand_as(state), state)[..., : view.sampler.vocab_size]
+            chosen.append(logits.topk(children, dim=-1).indices.flatten(1))
         return TokenTree(torch.cat(chosen, dim=1), parents=self._topology)
 
     def update(self, view: RowView, result: StepResult) -> None:
         """Keep the state behind the new root's logits."""
         self._state = result.last_hidden(POST_NORM)
-
-
-def _rows_below(beams: Beams) -> list[Tensor]:
-    """For every place of the beams, which distribution its children were taken from, where they are kept at all.
-
-    The root's children come from row 0; what a beam's last token would go on with, nobody asks.
-    """
-    if beams.probs_rows is None:
-        return []
-    return [torch.nn.functional.pad(beams.probs_rows[:, :, 1:], (0, 1)).flatten(1)]
 
 
 __all__ = ["ReDrafter", "ReDrafterOptions", "RecurrentDrafter"]

@@ -1,6 +1,8 @@
 """Beam search with a recurrent drafter, and the tree of its beams. B rows, W beams of L tokens, the root included."""
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +17,42 @@ class Beams:
 
     Attributes:
         tokens: (B, W, L), the root in front.
-        scores: Sum of the log-probabilities up to each drafted token, (B, W, L - 1).
-        probs: The distributions that tokens were taken from, (B, P, V); None unless asked for.
-        probs_rows: Which of them each drafted token was taken from, (B, W, L - 1); None unless asked for.
+        places: Which beam of its round each drafted token was added by, (B, W, L - 1). Beams that begin alike have the
+            same places there.
+        rounds: What the search had found round by round.
+        probs: The distributions that tokens were taken from, (B, P, V); None unless asked for. Row 0 is the root's,
+            those of the first round's beams come next, and so on.
     """
 
     tokens: Tensor
-    scores: Tensor
+    places: Tensor
+    rounds: "list[Round]"
     probs: Tensor | None = None
-    probs_rows: Tensor | None = None
+
+    @property
+    def scores(self) -> Tensor:
+        """Sum of the log-probabilities up to each drafted token, (B, W, L - 1)."""
+        return torch.stack(
+            [found.scores.gather(1, places) for found, places in zip(self.rounds, self.places.unbind(2), strict=True)],
+            dim=2,
+        )
+
+    @property
+    def rows_below(self) -> Tensor:
+        """Which distribution each drafted token's children were taken from, (B, W, L - 1).
+
+        The root's come from row 0. What a beam's last token would go on with nobody asks, and there is no such row.
+        """
+        firsts = accumulate((found.tokens.shape[1] for found in self.rounds[:-1]), initial=1)
+        return torch.stack([places + first for places, first in zip(self.places.unbind(2), firsts, strict=True)], dim=2)
+
+
+class Round(NamedTuple):
+    """The beams after one round: their newest tokens, their scores, and the beams of the round before, (B, W) each."""
+
+    tokens: Tensor
+    scores: Tensor
+    parents: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -49,35 +78,38 @@ class Search:
 
         No chance is at work, and no distribution is kept unless it is asked for.
         """
-        tokens = root[:, None, None]
-        state = torch.zeros_like(context)[:, None]
-        scores = context.new_zeros((len(root), 1, 0), dtype=torch.float32)
-        total = context.new_zeros((len(root), 1), dtype=torch.float32)
-        rows = root.new_zeros((len(root), 1, 0))
+        context = context[:, None]
+        state = drafter.start(root[:, None], context.dtype)
+        rounds: list[Round] = []
         probs: list[Tensor] = []
-        for _ in range(self.length - 1):
-            state = drafter.advance(state, tokens[:, :, -1])
-            logits = drafter.logits(context[:, None].expand_as(state), state)[..., : self.vocab_size]
+        while True:
+            logits = drafter.logits(context.expand_as(state), state)[..., : self.vocab_size]
             if self.temperature != 1.0:
                 logits = logits.float() / self.temperature
-            values, ids = self._candidates(logits)
-            beams = tokens.shape[1]
-            total, flat = (total[:, :, None] + values).flatten(1).topk(min(self.width, beams * values.shape[2]))
-            parent = flat // values.shape[2]
-            chosen = ids.flatten(1).gather(1, flat)
             if with_probs:
-                first = sum(part.shape[1] for part in probs)
-                rows = torch.cat([_take(rows, parent), (parent + first)[:, :, None]], dim=2)
                 probs.append(self._probs(logits))
-            tokens = torch.cat([_take(tokens, parent), chosen[:, :, None]], dim=2)
-            scores = torch.cat([_take(scores, parent), total[:, :, None]], dim=2)
-            state = _take(state, parent)
-        return Beams(tokens, scores, torch.cat(probs, dim=1) if probs else None, rows if probs else None)
+            found = self._next(logits, rounds)
+            rounds.append(found)
+            if len(rounds) == self.length - 1:
+                break
+            if found.parents is not None:  # else all beams come from the root, whose state serves them all
+                state = _take(state, found.parents)
+            state = drafter.advance(state, found.tokens)
+        return _trace(root, rounds, torch.cat(probs, dim=1) if probs else None)
+
+    def _next(self, logits: Tensor, rounds: list[Round]) -> Round:
+        """The best beams that are one token longer."""
+        values, ids = self._candidates(logits)
+        if not rounds:
+            return Round(ids[:, 0], values[:, 0], None)
+        grown = (rounds[-1].scores[:, :, None] + values).flatten(1)
+        scores, best = grown.topk(min(self.width, grown.shape[1]))
+        return Round(ids.flatten(1).gather(1, best), scores, best // values.shape[2])
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that each beam may go on with: log-probabilities (float32) and ids, (B, W, C) each.
 
-        A beam contributes at most ``width`` tokens to the next round, so no more of each are looked at.
+        The likeliest come first. A beam contributes at most ``width`` to the next round, so no more are looked at.
         """
         if self.top_k is None or self.top_k >= self.vocab_size:
             values, ids = logits.log_softmax(-1, dtype=torch.float32).topk(min(self.width, self.vocab_size), dim=-1)
@@ -97,6 +129,21 @@ def _take(values: Tensor, beams: Tensor) -> Tensor:
     return values.gather(1, beams[:, :, None].expand(-1, -1, values.shape[2]))
 
 
+def _trace(root: Tensor, rounds: list[Round], probs: Tensor | None) -> Beams:
+    """Walk back from the last round's beams to where each of their tokens came from."""
+    last = rounds[-1]
+    place = torch.arange(last.tokens.shape[1], device=root.device).expand_as(last.tokens)
+    tokens, places, parents = [last.tokens], [place], last.parents
+    for found in reversed(rounds[:-1]):
+        assert parents is not None  # only the first round has none
+        place = parents
+        tokens.append(found.tokens.gather(1, place))
+        places.append(place)
+        parents = None if found.parents is None else found.parents.gather(1, place)
+    tokens.append(root[:, None].expand_as(place))
+    return Beams(torch.stack(tokens[::-1], dim=2), torch.stack(places[::-1], dim=2), rounds, probs)
+
+
 @dataclass(frozen=True)
 class PrefixTree:
     """Beams without what they share: one node for every different beginning.
@@ -105,27 +152,31 @@ class PrefixTree:
         tokens: Of every place that could be a node, beam by beam, (B, W * (L - 1)).
         parents: Its parent's number among the nodes that are kept, -1 for the root, (B, W * (L - 1)).
         kept: Whether it is a node: no earlier beam begins the same, (B, W * (L - 1)).
+        number: The node's number, where it is one, (B, W * (L - 1)).
     """
 
     tokens: Tensor
     parents: Tensor
     kept: Tensor
+    number: Tensor
 
     @property
     def counts(self) -> Tensor:
         """Nodes of every row, (B,)."""
         return self.kept.sum(1)
 
-    def packed(self, nodes: int, *extra: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The nodes alone, in order: tokens and parents (B, nodes), padding at the end; ``extra`` values likewise."""
-        trash = nodes
-        number = torch.where(self.kept, self.kept.cumsum(1) - 1, trash)
+    def packed(self, nodes: int, *of_beams: Tensor) -> tuple[Tensor, ...]:
+        """The nodes alone, in order, padding at the end: tokens, parents, and what else (B, W, L - 1) there is.
+
+        Each is (B, nodes).
+        """
+        number = torch.where(self.kept, self.number, nodes)  # what is none goes to a column behind the last
 
         def pack(values: Tensor, filler: int) -> Tensor:
             room = values.new_full((len(values), nodes + 1), filler)
             return room.scatter(1, number, values)[:, :nodes]
 
-        return pack(self.tokens, 0), pack(self.parents, -2), [pack(values, 0) for values in extra]
+        return pack(self.tokens, 0), pack(self.parents, -2), *(pack(values.flatten(1), 0) for values in of_beams)
 
 
 def prefix_tree(beams: Beams, nodes: int | None = None) -> PrefixTree:
@@ -138,16 +189,16 @@ def prefix_tree(beams: Beams, nodes: int | None = None) -> PrefixTree:
     """
     tokens = beams.tokens
     batch, width, length = tokens.shape
-    same = (tokens[:, :, None] == tokens[:, None]).cumprod(3)  # (B, W, W, L): equal up to here
-    owner = same.argmax(2)  # the first beam with that beginning, (B, W, L)
+    alike = beams.places[:, :, None] == beams.places[:, None]  # (B, W, W, L - 1): they begin alike, up to here
+    owner = alike.byte().argmax(2)  # the first beam of those, (B, W, L - 1)
     beam = torch.arange(width, device=tokens.device)
-    kept = (owner == beam[:, None])[:, :, 1:].flatten(1)
+    kept = (owner == beam[:, None]).flatten(1)
     if nodes is not None and nodes < kept.shape[1]:
         # A step down costs a little at least, or a certain token could be kept without the one before it.
         depth = torch.arange(length - 1, device=tokens.device)
         score = (beams.scores - 1e-4 * depth).flatten(1).masked_fill(~kept, -torch.inf)
         best = score.topk(nodes, dim=1).indices
         kept = kept & torch.zeros_like(kept).scatter(1, best, value=True)
-    number = F.pad((kept.cumsum(1) - 1).view(batch, width, length - 1), (1, 0), value=-1)
-    parents = number.gather(1, owner)[:, :, :-1]
-    return PrefixTree(tokens[:, :, 1:].flatten(1), parents.flatten(1), kept)
+    number = kept.cumsum(1) - 1
+    above = number.view(batch, width, length - 1).gather(1, owner)[:, :, :-1]
+    return PrefixTree(tokens[:, :, 1:].flatten(1), F.pad(above, (1, 0), value=-1).flatten(1), kept, number)

@@ -11,6 +11,7 @@ dict with the keys ``input_proj``, ``lm_head``, ``rnn_u``, ``rnn_w``.
 """
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -162,20 +163,23 @@ class RecurrentDrafter(Drafter):
     def forward(self, batch: TrainingBatch) -> Losses:
         """The sum of the cross-entropies of all depths, each counting the same (Apple's training code)."""
         context = batch.hidden[POST_NORM]
-        state = torch.zeros_like(context)
-        features = []
-        for depth in range(self.depth):
+        state = self.start(batch.tokens[:, 0], context.dtype)
+        features = [self.features(context, state)]
+        for depth in range(1, self.depth):
             state = self.advance(state, batch.tokens[:, depth])
             features.append(self.features(context, state))
         weights = [1.0] * self.depth
         return losses_by_depth(features, lambda feature, _: self.output(feature), batch, weights, self.target.head)
 
+    def start(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """The state after a first token, as if from zero, (...) -> (..., H)."""
+        embedded = self.target.embed(tokens).to(dtype)
+        return nn.functional.silu(self.rnn_w(embedded) + self.rnn_u.bias) if self.settings.rnn else embedded
+
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """The state after one more token, (..., H) and (...) -> (..., H)."""
         embedded = self.target.embed(tokens).to(state.dtype)
-        if not self.settings.rnn:
-            return embedded + state
-        return nn.functional.silu(self.rnn_w(embedded) + self.rnn_u(state))
+        return nn.functional.silu(self.rnn_w(embedded) + self.rnn_u(state)) if self.settings.rnn else embedded + state
 
     def features(self, context: Tensor, state: Tensor) -> Tensor:
         """What the output matrix is applied to, (..., H) twice -> (..., E), or (..., H) where the matrix is shared."""
@@ -183,7 +187,9 @@ class RecurrentDrafter(Drafter):
         if self.exit_dim != 2 * self.hidden_size:
             both = self.input_proj(both)
         own_output = not self.settings.shared_output
-        return torch.as_tensor((self.lm_head[:-1] if own_output else self.lm_head)(both))
+        for layer in islice(self.lm_head, len(self.lm_head) - own_output):
+            both = layer(both)
+        return both
 
     def output(self, features: Tensor) -> Tensor:
         """Logits, (..., rows of the vocabulary)."""

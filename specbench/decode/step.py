@@ -282,8 +282,10 @@ def _shape_fault(tree: TokenTree, shape: tuple[int, ...], max_depth: int) -> str
 def _value_fault(tree: TokenTree, vocab_size: int) -> str | None:
     """What the ids say."""
     tokens = tree.tokens
-    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
-        return f"a draft token outside 0..{vocab_size - 1}"
+    if tokens.numel():
+        least, most = tokens.aminmax()
+        if int(least) < 0 or int(most) >= vocab_size:
+            return f"a draft token outside 0..{vocab_size - 1}"
     if isinstance(tree.parents, Tensor):
         parents = tree.parents.expand(tokens.shape)
         if bool(((parents < -2) | (parents >= torch.arange(tokens.shape[1]))).any()):

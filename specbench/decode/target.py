@@ -103,6 +103,7 @@ class CachedModel:
         self.max_positions = _max_positions(self.config)
         self.pacer: AbstractContextManager[None] = nullcontext()
         _check_interface(module, name)
+        self._embeddings, self._head = module.get_input_embeddings(), module.get_output_embeddings()
         self._masks = _mask_kinds(self.config, name)
         self._taps = _taps_of(module)
         self._seen, self._unseen = torch.tensor([0.0, -torch.inf], dtype=self.dtype, device=self.device).unbind()
@@ -252,7 +253,7 @@ class CachedModel:
     def _visible(self, base: Tensor, branches: Branches, view: int) -> tuple[Tensor, Tensor]:
         """Which slots each node of a tree sees, (B, M, view), and the position of what stands in them."""
         key, index = self.cache.index[:view], self.cache.index
-        visible = (key < base)[:, None, :].repeat(1, len(branches.node), 1)
+        visible = (key < base)[:, None].expand(-1, len(branches.node), -1).contiguous()
         columns = base + index[: branches.ancestors.shape[-1]]
         ancestors = branches.ancestors.expand(len(base), -1, -1)
         visible.scatter_(2, columns[:, None, :].expand(ancestors.shape), ancestors)
@@ -320,17 +321,16 @@ class CachedModel:
 
     def head(self, hidden: Tensor) -> Tensor:
         """The output head alone: (..., H) after the final norm -> (..., rows of the vocabulary)."""
-        output = self.module.get_output_embeddings()(hidden)
-        return torch.as_tensor(output).to(hidden.device)
+        return torch.as_tensor(self._head(hidden)).to(hidden.device)
 
     @property
     def output_matrix(self) -> Tensor:
         """The output head's weights, (rows of the vocabulary, H)."""
-        return torch.as_tensor(self.module.get_output_embeddings().weight)
+        return torch.as_tensor(self._head.weight)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The raw input embedding, (...) -> (..., H)."""
-        return torch.as_tensor(self.module.get_input_embeddings()(tokens)).to(tokens.device)
+        return torch.as_tensor(self._embeddings(tokens)).to(tokens.device)
 
 
 class _Taps:

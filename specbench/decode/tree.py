@@ -57,26 +57,24 @@ def lay_out(
     """
     num_nodes = parents.shape[1] + 1
     node = torch.arange(num_nodes, device=parents.device)
-    padding = F.pad(parents == -2, (1, 0))
-    parent = F.pad((parents + 1).clamp_min(0), (1, 0))
+    given = F.pad(parents, (1, 0), value=-1)
+    parent = (given + 1).clamp_min(0)
     ancestors = (node[:, None] == node) | (parent[:, :, None] == node)
-    depth = (node > 0).expand(parent.shape).to(torch.int64)
     jump = parent
-    for _ in range(math.ceil(math.log2(max(1, max_depth)))):
+    for doubling in range(math.ceil(math.log2(max(1, max_depth)))):
+        if doubling:
+            jump = jump.gather(1, jump)
         ancestors = ancestors | ancestors.gather(1, jump[:, :, None].expand(-1, -1, num_nodes))
-        depth = depth + depth.gather(1, jump)
-        jump = jump.gather(1, jump)
-    padding = (ancestors & padding[:, None, :]).any(-1)
-    eligible = ~padding & (node > 0)
-    if probe is not None:
-        eligible = eligible & ~F.pad(probe, (1, 0))
-    depth = depth.masked_fill(padding, 0)
-    tally = _tally(eligible, padding, depth)
+    padding = (ancestors & (given == -2)[:, None, :]).any(-1)
+    drafted = ~padding & (node > 0)
+    eligible = drafted if probe is None else drafted & ~F.pad(probe, (1, 0))
+    depth = (ancestors.sum(-1) - 1).masked_fill(padding, 0)
+    tally = _tally(depth, drafted, eligible)
     return Layout(parent, padding, eligible, ancestors, depth, node, tally, is_chain=False)
 
 
-def _tally(eligible: Tensor, padding: Tensor, depth: Tensor) -> Tensor:
-    return torch.stack([depth.masked_fill(~eligible, 0).amax(1), (~padding).sum(1) - 1], dim=1)
+def _tally(depth: Tensor, drafted: Tensor, eligible: Tensor) -> Tensor:
+    return torch.stack([(depth * eligible).amax(1), drafted.sum(1)], dim=1)
 
 
 @cache  # without a bound: a captured graph may read what one layout shares with another
@@ -104,13 +102,12 @@ def lay_out_chain(
     layout = _chain(length, batch, device)
     if drafted is None and probe is None:
         return layout
-    padding, eligible = layout.padding, layout.eligible
-    if drafted is not None:
-        padding = F.pad(~drafted, (1, 0))
-    if probe is not None:
-        eligible = eligible & ~F.pad(probe, (1, 0))
-    eligible, depth = eligible & ~padding, layout.depth.masked_fill(padding, 0)
-    return layout._replace(padding=padding, eligible=eligible, depth=depth, tally=_tally(eligible, padding, depth))
+    padding = layout.padding if drafted is None else F.pad(~drafted, (1, 0))
+    is_drafted = layout.eligible & ~padding
+    eligible = is_drafted if probe is None else is_drafted & ~F.pad(probe, (1, 0))
+    depth = layout.depth.masked_fill(padding, 0)
+    tally = _tally(depth, is_drafted, eligible)
+    return layout._replace(padding=padding, eligible=eligible, depth=depth, tally=tally)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,20 +150,19 @@ def deepest(layout: Layout, accepted: Bool[Tensor, "batch nodes"]) -> Int[Tensor
     accepted = accepted & layout.eligible
     if layout.is_chain:
         return accepted[:, 1:].cumprod(1).sum(1)
-    missed = ~accepted & (layout.node > 0)
-    reached = ~(layout.ancestors & missed[:, None, :]).any(-1)
-    last = layout.num_nodes - 1
-    score = layout.depth * layout.num_nodes + (last - layout.node)
-    return score.masked_fill(~reached, -1).argmax(1)
+    missed = accepted < (layout.node > 0)
+    is_cut_off = (layout.ancestors & missed[:, None, :]).any(-1)
+    score = torch.add(layout.num_nodes - 1 - layout.node, layout.depth, alpha=layout.num_nodes)
+    return score.masked_fill(is_cut_off, -1).argmax(1)
 
 
 def path_to(layout: Layout, best: Int[Tensor, " batch"], columns: int) -> Int[Tensor, "batch {columns}"]:
     """The nodes from the root to ``best``, one a depth, -1 beyond it, (B, columns)."""
-    batch, num_nodes = layout.parent.shape
+    batch = len(best)
     if layout.is_chain:
         column = torch.arange(columns, device=best.device)
         return column.masked_fill(column > best[:, None], -1)
-    on_path = layout.ancestors.gather(1, best[:, None, None].expand(-1, 1, num_nodes))[:, 0]
+    on_path = layout.ancestors[torch.arange(batch, device=best.device), best]
     path = torch.full((batch, columns + 1), -1, dtype=torch.int64, device=best.device)
     where = torch.where(on_path, layout.depth, columns)
     return path.scatter_(1, where, layout.node.expand(batch, -1))[:, :columns]

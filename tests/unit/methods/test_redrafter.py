@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.redrafter import ReDrafter, ReDrafterOptions
-from methods.redrafter.beams import Beams, Search, prefix_tree
+from methods.redrafter.beams import Beams, Round, Search, prefix_tree
 from methods.redrafter.drafter import RecurrentDrafter, RecurrentSettings
 from specbench.decode.acceptance import RedrafterPaper, Rejection
 from specbench.decode.method import LoadContext
@@ -21,15 +21,22 @@ PROMPTS = models.PROMPTS[:4]
 HIDDEN = 32
 
 
-def beams_of(tokens: list) -> Beams:
-    held = torch.tensor(tokens)
-    return Beams(held, torch.zeros(*held.shape[:2], held.shape[2] - 1))
+def beams_of(tokens: torch.Tensor, scores: torch.Tensor | None = None) -> Beams:
+    """Beams (B, W, L) as a search could have found them, each beginning at the first beam that has it."""
+    batch, width, length = tokens.shape
+    places = torch.zeros(batch, width, length - 1, dtype=torch.int64)
+    for row, found in enumerate(tokens.tolist()):
+        for depth in range(length - 1):
+            beginnings = [beam[: depth + 2] for beam in found]
+            places[row, :, depth] = torch.tensor([beginnings.index(beginning) for beginning in beginnings])
+    scores = torch.zeros_like(places) if scores is None else scores
+    return Beams(tokens, places, [Round(tokens[:, :, i + 1], scores[:, :, i], None) for i in range(length - 1)])
 
 
 def packed_rows(beams: Beams, nodes: int | None = None) -> list[tuple[list[int], list[int]]]:
     """Every row's tokens and parents, without padding."""
     tree = prefix_tree(beams, nodes)
-    tokens, parents, _ = tree.packed(int(tree.counts.max()))
+    tokens, parents = tree.packed(int(tree.counts.max()))
     rows = zip(tokens.tolist(), parents.tolist(), tree.counts.tolist(), strict=True)
     return [(row[:count], above[:count]) for row, above, count in rows]
 
@@ -47,17 +54,19 @@ def paths_of(tokens: list[int], parents: list[int]) -> list[tuple[int, ...]]:
 
 def test_the_worked_example_is_packed_as_apples_code_packs_it():
     beams = beams_of(
-        [
-            [[91, 92, 93, 95], [91, 92, 94, 96], [91, 92, 93, 97]],
-            [[93, 94, 95, 92], [93, 95, 96, 93], [93, 94, 97, 96]],
-        ]
+        torch.tensor(
+            [
+                [[91, 92, 93, 95], [91, 92, 94, 96], [91, 92, 93, 97]],
+                [[93, 94, 95, 92], [93, 95, 96, 93], [93, 94, 97, 96]],
+            ]
+        )
     )
     assert packed_rows(beams) == [
         ([92, 93, 95, 94, 96, 97], [-1, 0, 1, 0, 3, 1]),
         ([94, 95, 92, 95, 96, 93, 97, 96], [-1, 0, 1, -1, 3, 4, 0, 6]),
     ]
     tree = prefix_tree(beams)
-    _, parents, _ = tree.packed(8)
+    _, parents = tree.packed(8)
     seen = [row.nonzero().flatten().tolist() for row in lay_out(parents, 3).ancestors[1]]
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 4], [0, 4, 5], [0, 4, 5, 6], [0, 1, 7], [0, 1, 7, 8]]
     assert parents[0].tolist()[6:] == [-2, -2]
@@ -69,7 +78,7 @@ def test_no_beginning_is_verified_twice_and_none_is_lost(vocab, width, length):
     generator = torch.Generator().manual_seed(width * length * vocab)
     tokens = torch.randint(0, vocab, (6, width, length), generator=generator)
     tokens[:, :, 0] = 1
-    beams = Beams(tokens, torch.zeros(6, width, length - 1))
+    beams = beams_of(tokens)
     for row, (kept, parents) in enumerate(packed_rows(beams)):
         paths = paths_of(kept, parents)
         beginnings = {tuple(beam[1:end]) for beam in tokens[row].tolist() for end in range(2, length + 1)}
@@ -85,7 +94,7 @@ def test_a_budget_keeps_the_likeliest_nodes_and_they_form_a_tree(nodes):
     steps[0] = 0  # certain tokens: every node is as likely as the one above it
     tokens = torch.randint(0, 30, (5, 4, 5), generator=generator)
     tokens[:, :, 0] = 7
-    beams = Beams(tokens, -steps.cumsum(2))
+    beams = beams_of(tokens, -steps.cumsum(2))
     everything, some = packed_rows(beams), packed_rows(beams, nodes)
     for row in range(5):
         score = {}
@@ -213,7 +222,8 @@ def test_scores_are_log_probabilities_and_the_distributions_are_those_that_were_
         found = search.run(drafter, context, torch.tensor([5, 9]), with_probs=True)
         assert torch.allclose(found.probs.sum(-1), torch.ones(()))
         row = torch.arange(2)[:, None, None]
-        chances = found.probs[row, found.probs_rows, found.tokens[:, :, 1:]]
+        taken_from = torch.nn.functional.pad(found.rows_below[:, :, :-1], (1, 0))
+        chances = found.probs[row, taken_from, found.tokens[:, :, 1:]]
         assert torch.allclose(chances.log().cumsum(2), found.scores, atol=1e-4)
 
 
