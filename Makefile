@@ -17,10 +17,12 @@ REDRAFTERS := pico-redrafter pico-redrafter-plain pico-redrafter-bag
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456
 
 # Parts of `make gpu`, experiments/gpu/*.yaml, and the seconds that each may take.
-GPU_PARTS := texts:30 methods:60 baselines:110 executions:60 verify_widths:25 batches:45 drafts:25 large:25
+GPU_PARTS := texts:25 methods:55 baselines:95 executions:55 verify_widths:25 batches:40 drafts:25 large:25
 GPU_TESTS_S := 55
 GPU_OVERHEAD_S := 20
-GPU_REPORT_S := 25
+# About ten to start, ten for models, fifteen to trace what `executions` has compiled, five to decode and to look.
+GPU_KERNELS_S := 40
+GPU_REPORT_S := 20
 # In the foreground, or a Ctrl-C would end make and leave the GPU to what it has started.
 WITHIN := timeout --foreground --signal=INT --kill-after=10
 
@@ -78,6 +80,9 @@ gpu: $(BIN)/.installed
 	done; \
 	within overhead $(GPU_OVERHEAD_S) $(BIN)/python -m specbench.bench.overhead --device cuda --batch-size 1 --units 4 \
 	  --rounds 1 --out $(GPU_RESULTS)/overhead.json; \
+	within kernels $(GPU_KERNELS_S) $(BIN)/python -m specbench.bench.kernels --device cuda --dtype bfloat16 --compile \
+	  --target random:vicuna-7b-v1.3 --set draft=random:llama-68m --set gamma=4 --units 4 \
+	  --out $(GPU_RESULTS)/kernels.json; \
 	within report $(GPU_REPORT_S) $(BIN)/specbench report $(GPU_RESULTS); \
 	test -z "$$troubled" || { \
 	  echo "error: with an exit code of their own:$$troubled; 124 ran out of time, and goes on in the next make gpu" >&2; \

@@ -1,4 +1,4 @@
-"""Beam search with a recurrent drafter, and the tree of its beams. B rows, W beams of L tokens, the root included."""
+"""Beam search with a recurrent drafter, and the tree of its beams. B rows, W beams of D drafted tokens."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,9 +16,9 @@ class Beams:
     """What a search has found, the best beam first.
 
     Attributes:
-        tokens: (B, W, L), the root in front.
-        places: Which beam of its round each drafted token was added by, (B, W, L - 1). Beams that begin alike have the
-            same places there.
+        tokens: What was drafted, (B, W, D).
+        places: Which beam of its round each token was added by, (B, W, D). Beams that begin alike have the same places
+            there.
         rounds: What the search had found round by round.
         probs: The distributions that tokens were taken from, (B, P, V); None unless asked for. Row 0 is the root's,
             those of the first round's beams come next, and so on.
@@ -31,7 +31,7 @@ class Beams:
 
     @property
     def scores(self) -> Tensor:
-        """Sum of the log-probabilities up to each drafted token, (B, W, L - 1)."""
+        """Sum of the log-probabilities up to each token, (B, W, D)."""
         return torch.stack(
             [found.scores.gather(1, places) for found, places in zip(self.rounds, self.places.unbind(2), strict=True)],
             dim=2,
@@ -39,7 +39,7 @@ class Beams:
 
     @property
     def rows_below(self) -> Tensor:
-        """Which distribution each drafted token's children were taken from, (B, W, L - 1).
+        """Which distribution each token's children were taken from, (B, W, D).
 
         The root's come from row 0. What a beam's last token would go on with nobody asks, and there is no such row.
         """
@@ -95,7 +95,7 @@ class Search:
             if found.parents is not None:  # else all beams come from the root, whose state serves them all
                 state = _take(state, found.parents)
             state = drafter.advance(state, found.tokens)
-        return _trace(root, rounds, torch.cat(probs, dim=1) if probs else None)
+        return _trace(rounds, torch.cat(probs, dim=1) if probs else None)
 
     def _next(self, logits: Tensor, rounds: list[Round]) -> Round:
         """The best beams that are one token longer."""
@@ -129,10 +129,10 @@ def _take(values: Tensor, beams: Tensor) -> Tensor:
     return values.gather(1, beams[:, :, None].expand(-1, -1, values.shape[2]))
 
 
-def _trace(root: Tensor, rounds: list[Round], probs: Tensor | None) -> Beams:
+def _trace(rounds: list[Round], probs: Tensor | None) -> Beams:
     """Walk back from the last round's beams to where each of their tokens came from."""
     last = rounds[-1]
-    place = torch.arange(last.tokens.shape[1], device=root.device).expand_as(last.tokens)
+    place = torch.arange(last.tokens.shape[1], device=last.tokens.device).expand_as(last.tokens)
     tokens, places, parents = [last.tokens], [place], last.parents
     for found in reversed(rounds[:-1]):
         assert parents is not None  # only the first round has none
@@ -140,7 +140,6 @@ def _trace(root: Tensor, rounds: list[Round], probs: Tensor | None) -> Beams:
         tokens.append(found.tokens.gather(1, place))
         places.append(place)
         parents = None if found.parents is None else found.parents.gather(1, place)
-    tokens.append(root[:, None].expand_as(place))
     return Beams(torch.stack(tokens[::-1], dim=2), torch.stack(places[::-1], dim=2), rounds, probs)
 
 
@@ -149,10 +148,10 @@ class PrefixTree:
     """Beams without what they share: one node for every different beginning.
 
     Attributes:
-        tokens: Of every place that could be a node, beam by beam, (B, W * (L - 1)).
-        parents: Its parent's number among the nodes that are kept, -1 for the root, (B, W * (L - 1)).
-        kept: Whether it is a node: no earlier beam begins the same, (B, W * (L - 1)).
-        number: The node's number, where it is one, (B, W * (L - 1)).
+        tokens: Of every place that could be a node, beam by beam, (B, W * D).
+        parents: Its parent's number among the nodes that are kept, -1 for the root, (B, W * D).
+        kept: Whether it is a node: no earlier beam begins the same, (B, W * D).
+        number: The node's number, where it is one, (B, W * D).
     """
 
     tokens: Tensor
@@ -166,7 +165,7 @@ class PrefixTree:
         return self.kept.sum(1)
 
     def packed(self, nodes: int, *of_beams: Tensor) -> tuple[Tensor, ...]:
-        """The nodes alone, in order, padding at the end: tokens, parents, and what else (B, W, L - 1) there is.
+        """The nodes alone, in order, padding at the end: tokens, parents, and what else (B, W, D) there is.
 
         Each is (B, nodes).
         """
@@ -187,18 +186,17 @@ def prefix_tree(beams: Beams, nodes: int | None = None) -> PrefixTree:
         nodes: Keep so many nodes at most, the likeliest ones. A node is never likelier than the one above it, so what
             is left is a tree.
     """
-    tokens = beams.tokens
-    batch, width, length = tokens.shape
-    alike = beams.places[:, :, None] == beams.places[:, None]  # (B, W, W, L - 1): they begin alike, up to here
-    owner = alike.byte().argmax(2)  # the first beam of those, (B, W, L - 1)
-    beam = torch.arange(width, device=tokens.device)
+    places = beams.places
+    alike = places[:, :, None] == places[:, None]  # (B, W, W, D): they begin alike, up to here
+    owner = alike.view(torch.uint8).argmax(2)  # the first beam of those, (B, W, D)
+    beam = torch.arange(places.shape[1], device=places.device)
     kept = (owner == beam[:, None]).flatten(1)
     if nodes is not None and nodes < kept.shape[1]:
         # A step down costs a little at least, or a certain token could be kept without the one before it.
-        depth = torch.arange(length - 1, device=tokens.device)
+        depth = torch.arange(places.shape[2], device=places.device)
         score = (beams.scores - 1e-4 * depth).flatten(1).masked_fill(~kept, -torch.inf)
         best = score.topk(nodes, dim=1).indices
         kept = kept & torch.zeros_like(kept).scatter(1, best, value=True)
     number = kept.cumsum(1) - 1
-    above = number.view(batch, width, length - 1).gather(1, owner)[:, :, :-1]
-    return PrefixTree(tokens[:, :, 1:].flatten(1), F.pad(above, (1, 0), value=-1).flatten(1), kept, number)
+    above = number.view(places.shape).gather(1, owner)[:, :, :-1]
+    return PrefixTree(beams.tokens.flatten(1), F.pad(above, (1, 0), value=-1).flatten(1), kept, number)

@@ -4,9 +4,10 @@
     python -m specbench.bench.floor --method redrafter --set width=8
 
 Both are timed in one process, turn by turn over the same prompts, so that the machine's mood falls on both alike. The
-floor is a plain ``transformers`` forward over its own growing cache, without tree, rule, slab or loop. To it come a
-draft model's forwards, plain as well; or, of a method with weights of its own, the matrix products of one draft alone.
-Target and draft alternate, as in a step: weights that fit into a cache would else be read from there, time and again.
+floor is a plain ``transformers`` forward over its own growing cache, as wide as the step's, without tree, rule, slab or
+loop. To it come a draft model's forwards, plain as well; or, of a method with weights of its own, the layers that one
+draft calls, alone. Target and draft alternate, as in a step: weights that fit into a cache would else be read from
+there, time and again.
 """
 
 import argparse
@@ -25,14 +26,15 @@ from transformers import DynamicCache
 
 from specbench import registry
 from specbench.analysis.intervals import Interval, Totals, jackknife_interval, ratio
-from specbench.bench import machine
+from specbench.bench import attention, machine
 from specbench.bench.prompts import load_prompts
+from specbench.bench.steps import ReadyStep
 from specbench.bench.timing import HeadlineWatch, Timeline, no_garbage_collection, seconds_of, timeline
 from specbench.config import MachineSettings, PromptSettings
 from specbench.decode.loop import Requests, generate
 from specbench.decode.method import Method, RowView, TokenTree
 from specbench.decode.step import Decoding
-from specbench.decode.trace import BatchTrace
+from specbench.decode.trace import BatchTrace, NullWatch, Watch
 from specbench.models.loader import LoadedModel, ModelPool, Supplier, placement
 from specbench.models.zoo import ZOO
 
@@ -88,20 +90,18 @@ def measure(setting: Setting, pool: ModelPool) -> Floor:
     subject = _Subject(setting, target, pool)
     clock = timeline(target.model.device)
     batches = equal_batches(setting, target)
-    decoding = Decoding(max_new_tokens=setting.max_new_tokens)
+    widths = [subject.widths(requests) for requests in batches]  # this also warms up
     rows: list[tuple[float, int, float, float, float]] = []
-    nodes = 0.0
-    for index, requests in enumerate([batches[0], *batches]):  # the first one twice: it warms up
+    for index, (requests, nodes) in enumerate(zip(batches, widths, strict=True)):
         # What comes first finds other caches: take turns.
         if index % 2:
-            forwards = subject.floor(requests, round(nodes), clock)
-            core = subject.step(requests, decoding, clock)
+            forwards = subject.floor(requests, nodes, clock)
+            core = subject.step(requests, clock)
         else:
-            core = subject.step(requests, decoding, clock)
-            nodes = nodes or core[2]
-            forwards = subject.floor(requests, round(nodes), clock)
-        rows.append((*core, *forwards))
-    return _floor(setting, rows[1:])
+            core = subject.step(requests, clock)
+            forwards = subject.floor(requests, nodes, clock)
+        rows.append((*core, float(np.mean(nodes)), *forwards))
+    return _floor(setting, rows)
 
 
 def _floor(setting: Setting, rows: list[tuple[float, int, float, float, float]]) -> Floor:
@@ -142,44 +142,87 @@ def load_method(setting: Setting, supplier: Supplier) -> Method:
     return method
 
 
+class ReadyMethod:
+    """The method of a setting, as an arm of a run decodes by it: with phases compiled, or captured.
+
+    Args:
+        setting: Which method, on which target.
+        pool: Where models come from.
+        how: Whether phases are compiled, and whether they are captured.
+
+    Attributes:
+        clock: The timeline of the device that the target lives on.
+    """
+
+    def __init__(self, setting: Setting, pool: ModelPool, how: MachineSettings) -> None:
+        target = pool.get(setting.target)
+        self._target, self.clock = target.model, timeline(target.model.device)
+        longest = setting.prompt_tokens + setting.max_new_tokens
+        attention.settle(self._target, attention.shapes_of(setting.batch_size, longest), self.clock)
+        supplier = Supplier(pool, target)
+        self._method = load_method(setting, supplier)
+        self._decoding = Decoding(max_new_tokens=setting.max_new_tokens)
+        self._ready = ReadyStep(
+            self._target, self._method, self._decoding, how, draft_is_paced=False, drafts=supplier.drafts
+        )
+
+    def prepare(self, requests: Requests) -> None:
+        """Compile and capture what can be, on a batch like all others."""
+        self._ready.prepare(lambda: self.decode(requests, NullWatch()))
+
+    def decode(self, requests: Requests, watch: Watch) -> BatchTrace:
+        """One batch to its end."""
+        return generate(self._target, self._method, requests, self._decoding, watch, step=self._ready.step)
+
+    def notes(self) -> dict[str, Any]:
+        """What of it was compiled and captured, and what was not."""
+        return self._ready.notes()
+
+
 class _Subject:
     """The method under test, with what it drafts by in sight."""
 
     def __init__(self, setting: Setting, target: LoadedModel, pool: ModelPool) -> None:
         self._setting, self._target = setting, target.model
-        self._products: list[_Product] = []
+        self._decoding = Decoding(max_new_tokens=setting.max_new_tokens)
         supplier = Supplier(pool, target)
         self._method = load_method(setting, supplier)
         self._drafts, self._loose = supplier.drafts, supplier.drafters
+        self._layers: list[_Call] = []
 
-    def step(self, requests: Requests, decoding: Decoding, clock: Timeline) -> tuple[float, int, float]:
-        """Decode seconds and steps of one batch, and how many draft nodes wide a step was on average."""
+    def widths(self, requests: Requests) -> list[int]:
+        """Draft nodes of every step, as the target will run them."""
+        if self._loose and not self._layers:
+            self._layers = self._layers_of_a_draft(requests)
+        return widths(generate(self._target, self._method, requests, self._decoding))
+
+    def step(self, requests: Requests, clock: Timeline) -> tuple[float, int]:
+        """Decode seconds and steps of one batch."""
         watch = HeadlineWatch(clock)
         with no_garbage_collection():
-            trace = generate(self._target, self._method, requests, decoding, watch)
-        if self._loose and not self._products:
-            self._products = self._products_of_a_draft(requests, decoding)
-        return watch.timing.decode_s, trace.steps, mean_width(trace)
+            trace = generate(self._target, self._method, requests, self._decoding, watch)
+        return watch.timing.decode_s, trace.steps
 
     @torch.inference_mode()
-    def floor(self, requests: Requests, nodes: int, clock: Timeline) -> tuple[float, float]:
-        """Seconds of the target's forward over the root and so many nodes, and of what one draft cannot do without."""
-        setting = self._setting
-        length = setting.prompt_tokens + setting.max_new_tokens // 2
-        parts: list[_Forwards | _Products] = [_Forwards(self._target.module, requests, length, [nodes + 1])]
+    def floor(self, requests: Requests, nodes: list[int], clock: Timeline) -> tuple[float, float]:
+        """Seconds of a step's forward over the root and its draft nodes, and of what its draft cannot do without."""
+        length = self._setting.prompt_tokens + self._setting.max_new_tokens // 2
+        parts: list[_Forwards | _Layers] = [
+            _Forwards(self._target.module, requests, length, [[count + 1] for count in nodes])
+        ]
         # A draft model first reads two tokens, then one at a time.
-        parts += [_Forwards(draft.module, requests, length, [2, *[1] * (nodes - 1)]) for draft in self._drafts]
-        if self._products:
-            parts.append(_Products(self._products))
-        # As often as the core takes steps, or nearly: both then see the same amount of the machine's mood.
-        times = max(8, setting.max_new_tokens // 3)
-        target_s, *drafts_s = _in_turn(parts, times, clock)
+        chains = [[2, *[1] * (count - 1)] for count in nodes]
+        parts += [_Forwards(draft.module, requests, length, chains) for draft in self._drafts]
+        if self._layers:
+            parts.append(_Layers(self._layers))
+        # As often as the core takes steps: both then see the same amount of the machine's mood.
+        target_s, *drafts_s = _in_turn(parts, len(nodes), clock)
         return target_s, sum(drafts_s)
 
-    def _products_of_a_draft(self, requests: Requests, decoding: Decoding) -> list["_Product"]:
-        """The matrix products of the last draft of a batch, in order."""
-        seen: list[_Product] = []
-        draft, is_drafting = self._method.draft, False
+    def _layers_of_a_draft(self, requests: Requests) -> list["_Call"]:
+        """Layers that the last draft of a batch called, in order; of layers within one another the outermost."""
+        seen: list[_Call] = []
+        draft, is_drafting, depth = self._method.draft, False, 0
 
         def noting(view: RowView) -> TokenTree:
             nonlocal is_drafting
@@ -189,17 +232,24 @@ class _Subject:
             is_drafting = False
             return tree
 
-        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if is_drafting:
-                seen.append(_Product(module, args[0].shape, args[0].dtype))
+        def enter(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal depth
+            if is_drafting and not depth:
+                seen.append(_Call(module, args[0].clone()))
+            depth += 1
 
-        layers = [layer for part in self._loose for layer in part.modules() if isinstance(layer, nn.Linear)]
-        handles = [
-            layer.register_forward_pre_hook(note) for layer in [*layers, self._target.module.get_output_embeddings()]
-        ]
+        def leave(*_: Any) -> None:
+            nonlocal depth
+            depth -= 1
+
+        lent = self._target.module
+        layers = [layer for part in self._loose for layer in part.modules()]
+        layers += [lent.get_input_embeddings(), lent.get_output_embeddings()]
+        handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+        handles += [layer.register_forward_hook(leave) for layer in layers]
         self._method.draft = noting  # type: ignore[method-assign]
         try:
-            generate(self._target, self._method, requests, decoding)
+            generate(self._target, self._method, requests, self._decoding)
         finally:
             del self._method.draft  # the method's own shows again
             for handle in handles:
@@ -207,29 +257,27 @@ class _Subject:
         return seen
 
 
-def mean_width(trace: BatchTrace) -> float:
-    """Draft nodes of a step on average, as the target ran them: a batch is as wide as its widest row."""
+def widths(trace: BatchTrace) -> list[int]:
+    """Draft nodes of every step, as the target ran them: a batch is as wide as its widest row."""
     rows = [row.drafted_nodes_per_step for row in trace.rows]
-    return float(np.mean([max(counts) for counts in zip_longest(*rows, fillvalue=0)]))
+    return [max(counts) for counts in zip_longest(*rows, fillvalue=0)]
 
 
-class _Product(NamedTuple):
+class _Call(NamedTuple):
     """A layer, and what it was applied to."""
 
     layer: nn.Module
-    shape: torch.Size
-    dtype: torch.dtype
+    given: Tensor
 
 
-class _Products:
-    """Some matrix products, one after the other."""
+class _Layers:
+    """Some layers, one after the other."""
 
-    def __init__(self, products: Sequence[_Product]) -> None:
-        device = next(products[0].layer.parameters()).device
-        self._work = [(part.layer, torch.randn(part.shape, device=device).to(part.dtype)) for part in products]
+    def __init__(self, calls: Sequence[_Call]) -> None:
+        self._calls = calls
 
     def run(self) -> None:
-        for layer, given in self._work:
+        for layer, given in self._calls:
             layer(given)
 
     def reset(self) -> None:
@@ -237,27 +285,28 @@ class _Products:
 
 
 class _Forwards:
-    """Plain forwards of those widths, one after the other, on a cache of ``length`` tokens."""
+    """Plain forwards on a cache of ``length`` tokens: of those widths one after the other, other ones in every turn."""
 
-    def __init__(self, module: nn.Module, requests: Requests, length: int, widths: list[int]) -> None:
-        self._module, self._length, self._widths = module, length, widths
+    def __init__(self, module: nn.Module, requests: Requests, length: int, turns: list[list[int]]) -> None:
+        self._module, self._length, self._turns, self._turn = module, length, turns, 0
         ids = torch.tensor(requests.prompts, device=next(module.parameters()).device)
-        self._ids = ids.repeat(1, -(-(length + sum(widths)) // ids.shape[1]))
+        self._ids = ids.repeat(1, -(-(length + max(map(sum, turns))) // ids.shape[1]))
         self._cache = DynamicCache()
         module(input_ids=self._ids[:, :length], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
 
     def run(self) -> None:
         at = self._length
-        for width in self._widths:
+        for width in self._turns[self._turn]:
             self._module(input_ids=self._ids[:, at : at + width], past_key_values=self._cache, use_cache=True)
             at += width
 
     def reset(self) -> None:
-        self._cache.crop(-sum(self._widths))
+        self._cache.crop(-sum(self._turns[self._turn]))
+        self._turn += 1
 
 
 @torch.inference_mode()
-def _in_turn(parts: Sequence[_Forwards | _Products], times: int, clock: Timeline) -> list[float]:
+def _in_turn(parts: Sequence[_Forwards | _Layers], times: int, clock: Timeline) -> list[float]:
     """Mean seconds of each part. They alternate as in a step, where each finds what the others left of the caches."""
     spent = [0.0] * len(parts)
     with no_garbage_collection():
@@ -322,13 +371,17 @@ def write(asked: argparse.Namespace, pool: ModelPool, found: Mapping[str, Any]) 
 
 def in_words(floor: Floor) -> str:
     """One line."""
-    interval, setting = floor.interval, floor.setting
-    spread = f"[{interval.low:.3f}, {interval.high:.3f}] over {interval.units} batches" if interval else "no interval"
+    setting = floor.setting
     return (
         f"{setting.method}, batch {setting.batch_size}, {floor.nodes:.1f} nodes: a step takes {floor.step_ms:.2f} ms, "
         f"its floor {floor.floor_ms:.2f} ms (target {floor.target_ms:.2f}, draft {floor.draft_ms:.2f}): "
-        f"{floor.ratio:.3f} {spread}"
+        f"{floor.ratio:.3f} {spread(floor.interval)}"
     )
+
+
+def spread(interval: Interval | None) -> str:
+    """The interval of a ratio, behind it."""
+    return f"[{interval.low:.3f}, {interval.high:.3f}] over {interval.units} batches" if interval else "no interval"
 
 
 if __name__ == "__main__":

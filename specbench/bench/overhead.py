@@ -18,8 +18,7 @@ from typing import Literal
 import numpy as np
 
 from specbench.analysis.intervals import Interval, Totals, jackknife_interval, ratio
-from specbench.bench.floor import Setting, command, equal_batches, load_method, opened, write
-from specbench.bench.steps import ReadyStep
+from specbench.bench.floor import ReadyMethod, Setting, command, equal_batches, opened, write
 from specbench.bench.telemetry import Monitor, gpus_of
 from specbench.bench.timing import (
     HeadlineWatch,
@@ -27,13 +26,11 @@ from specbench.bench.timing import (
     frozen_objects,
     no_garbage_collection,
     seconds_of,
-    timeline,
 )
 from specbench.config import MachineSettings
-from specbench.decode.loop import Requests, generate
-from specbench.decode.step import Decoding
-from specbench.decode.trace import BatchTrace, NullWatch, Watch
-from specbench.models.loader import ModelPool, Supplier
+from specbench.decode.loop import Requests
+from specbench.decode.trace import NullWatch, Watch
+from specbench.models.loader import ModelPool
 
 Way = Literal["bare loop", "headline pass", "phase pass", "telemetry"]
 
@@ -142,17 +139,9 @@ class _Subject:
     """
 
     def __init__(self, setting: Setting, pool: ModelPool) -> None:
-        target = pool.get(setting.target)
-        self._target = target.model
-        supplier = Supplier(pool, target)
-        self._method = load_method(setting, supplier)
-        self._decoding = Decoding(max_new_tokens=setting.max_new_tokens)
         # As arms run where nothing is asked for: on a GPU from graphs, beside which a look at the clock weighs most.
-        self._ready = ReadyStep(
-            target.model, self._method, self._decoding, MachineSettings(), draft_is_paced=False, drafts=supplier.drafts
-        )
-        self._clock = timeline(target.model.device)
-        gpus, self.without_telemetry = gpus_of([target.model.device])
+        self._ready = ReadyMethod(setting, pool, MachineSettings())
+        gpus, self.without_telemetry = gpus_of([pool.where.device])
         self._monitor = Monitor(gpus)
         self.ways: tuple[Way, ...] = ("bare loop", "headline pass", "phase pass", *(("telemetry",) if gpus else ()))
         self.busy_s = 0.0
@@ -162,23 +151,21 @@ class _Subject:
         steps = []
 
         def decode() -> None:
-            steps.append(self._decode(requests, self._watch(way)).steps)
+            steps.append(self._ready.decode(requests, self._watch(way)).steps)
 
         with self._looking_on(way), no_garbage_collection():
-            taken_s = seconds_of(decode, self._clock)
+            taken_s = seconds_of(decode, self._ready.clock)
         return taken_s, steps[0]
 
     def get_ready(self, requests: Requests) -> None:
         """Capture what can be captured."""
-        self._ready.prepare(lambda: self._decode(requests, NullWatch()))
-
-    def _decode(self, requests: Requests, watch: Watch) -> BatchTrace:
-        return generate(self._target, self._method, requests, self._decoding, watch, step=self._ready.step)
+        self._ready.prepare(requests)
 
     def _watch(self, way: Way) -> Watch:
         if way == "bare loop":
             return NullWatch()
-        return PhaseWatch(self._clock) if way == "phase pass" else HeadlineWatch(self._clock)
+        clock = self._ready.clock
+        return PhaseWatch(clock) if way == "phase pass" else HeadlineWatch(clock)
 
     @contextmanager
     def _looking_on(self, way: Way) -> Iterator[None]:

@@ -18,7 +18,7 @@ from specbench.errors import ResultsError, SpecbenchError
 from specbench.records.store import Store
 from specbench.report.cells import Results, folders, load, missing_blocks
 
-_BESIDE = ("overhead.json", "tests.xml")
+_BESIDE = ("overhead.json", "kernels.json", "tests.xml")
 """Files of a suite that belong to none of its experiments."""
 
 

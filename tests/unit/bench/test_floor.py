@@ -5,7 +5,7 @@ import json
 import pytest
 
 from methods.redrafter import ReDrafter, ReDrafterOptions
-from specbench.bench.floor import Setting, _floor, _Subject, command, main, mean_width, opened
+from specbench.bench.floor import Setting, _floor, _Subject, command, main, opened, widths
 from specbench.decode.loop import Requests
 from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
@@ -38,21 +38,27 @@ def test_where_nothing_is_asked_for_the_usual_methods_are_timed_at_both_batch_si
     assert settings[4].options == {"heads": "pico-medusa", "tree": {"nodes": 8}}
 
 
-def test_what_a_draft_cannot_do_without_are_its_matrix_products():
-    """A recurrent drafter of two blocks, three beams of four tokens: every product, with the rows that it has."""
+def test_what_a_draft_cannot_do_without_are_the_layers_that_it_calls():
+    """A recurrent drafter of two blocks, three beams of four tokens: every layer, with the rows that it has."""
     target = CachedModel(models.target("llama"), "llama")
     subject = _Subject.__new__(_Subject)
-    subject._target = target
+    subject._target, subject._decoding = target, Decoding(max_new_tokens=6)
     subject._method = decoding.loaded(ReDrafter(ReDrafterOptions(drafter="far", width=3, length=4)), target)
-    subject._loose = [subject._method._drafter]
-    products = subject._products_of_a_draft(Requests([[1, 2, 3]], [0]), Decoding(max_new_tokens=6))
-    a_step = [(32, "rnn"), (32, "rnn"), (64, "block"), (64, "block"), (64, "output")]
-    shapes = [tuple(product.shape) for product in products]
-    assert shapes == [(1, beams, width) for beams in (1, 3, 3) for width, _ in a_step]
+    subject._loose = [drafter := subject._method._drafter]
+    calls = subject._layers_of_a_draft(Requests([[1, 2, 3]], [0]))
+    embedding, (first, second, output) = target.module.get_input_embeddings(), drafter.lm_head
+
+    def a_round(beams, *past):
+        said = [(first, (1, beams, 64)), (second, (1, beams, 64)), (output, (1, beams, 64))]
+        return [(embedding, (1, beams)), (drafter.rnn_w, (1, beams, 32)), *past, *said]
+
+    # Nothing comes before the root, and the state behind it is the same for all beams.
+    second_round, third_round = (a_round(3, (drafter.rnn_u, (1, beams, 32))) for beams in (1, 3))
+    assert [(call.layer, tuple(call.given.shape)) for call in calls] == [*a_round(1), *second_round, *third_round]
     assert subject._method.draft.__self__ is subject._method
 
 
 def test_a_ragged_batch_is_as_wide_as_its_widest_row():
     """Steps of 5, 4 and 6 nodes: the second row ends after two, and what it would have drafted is not verified."""
     rows = [RowTrace(drafted_nodes_per_step=[5, 2, 6]), RowTrace(drafted_nodes_per_step=[3, 4])]
-    assert mean_width(BatchTrace(rows)) == 5.0
+    assert widths(BatchTrace(rows)) == [5, 4, 6]

@@ -22,15 +22,15 @@ HIDDEN = 32
 
 
 def beams_of(tokens: torch.Tensor, scores: torch.Tensor | None = None) -> Beams:
-    """Beams (B, W, L) as a search could have found them, each beginning at the first beam that has it."""
-    batch, width, length = tokens.shape
-    places = torch.zeros(batch, width, length - 1, dtype=torch.int64)
+    """Drafted beams (B, W, D) as a search could have found them: each begins at the first that has its beginning."""
+    batch, width, depth = tokens.shape
+    places = torch.zeros(batch, width, depth, dtype=torch.int64)
     for row, found in enumerate(tokens.tolist()):
-        for depth in range(length - 1):
-            beginnings = [beam[: depth + 2] for beam in found]
-            places[row, :, depth] = torch.tensor([beginnings.index(beginning) for beginning in beginnings])
+        for end in range(1, depth + 1):
+            beginnings = [beam[:end] for beam in found]
+            places[row, :, end - 1] = torch.tensor([beginnings.index(beginning) for beginning in beginnings])
     scores = torch.zeros_like(places) if scores is None else scores
-    return Beams(tokens, places, [Round(tokens[:, :, i + 1], scores[:, :, i], None) for i in range(length - 1)])
+    return Beams(tokens, places, [Round(tokens[:, :, i], scores[:, :, i], None) for i in range(depth)])
 
 
 def packed_rows(beams: Beams, nodes: int | None = None) -> list[tuple[list[int], list[int]]]:
@@ -56,8 +56,8 @@ def test_the_worked_example_is_packed_as_apples_code_packs_it():
     beams = beams_of(
         torch.tensor(
             [
-                [[91, 92, 93, 95], [91, 92, 94, 96], [91, 92, 93, 97]],
-                [[93, 94, 95, 92], [93, 95, 96, 93], [93, 94, 97, 96]],
+                [[92, 93, 95], [92, 94, 96], [92, 93, 97]],
+                [[94, 95, 92], [95, 96, 93], [94, 97, 96]],
             ]
         )
     )
@@ -76,12 +76,11 @@ def test_the_worked_example_is_packed_as_apples_code_packs_it():
 @pytest.mark.parametrize(("width", "length"), [(1, 2), (4, 5), (16, 3), (7, 6)])
 def test_no_beginning_is_verified_twice_and_none_is_lost(vocab, width, length):
     generator = torch.Generator().manual_seed(width * length * vocab)
-    tokens = torch.randint(0, vocab, (6, width, length), generator=generator)
-    tokens[:, :, 0] = 1
+    tokens = torch.randint(0, vocab, (6, width, length - 1), generator=generator)
     beams = beams_of(tokens)
     for row, (kept, parents) in enumerate(packed_rows(beams)):
         paths = paths_of(kept, parents)
-        beginnings = {tuple(beam[1:end]) for beam in tokens[row].tolist() for end in range(2, length + 1)}
+        beginnings = {tuple(beam[:end]) for beam in tokens[row].tolist() for end in range(1, length)}
         assert len(paths) == len(set(paths))
         assert set(paths) == beginnings
         assert all(parent < node for node, parent in enumerate(parents))
@@ -92,15 +91,14 @@ def test_a_budget_keeps_the_likeliest_nodes_and_they_form_a_tree(nodes):
     generator = torch.Generator().manual_seed(nodes)
     steps = torch.rand(5, 4, 4, generator=generator)
     steps[0] = 0  # certain tokens: every node is as likely as the one above it
-    tokens = torch.randint(0, 30, (5, 4, 5), generator=generator)
-    tokens[:, :, 0] = 7
+    tokens = torch.randint(0, 30, (5, 4, 4), generator=generator)
     beams = beams_of(tokens, -steps.cumsum(2))
     everything, some = packed_rows(beams), packed_rows(beams, nodes)
     for row in range(5):
         score = {}
         for beam, scores in zip(tokens[row].tolist(), beams.scores[row].tolist(), strict=True):
-            for end, value in enumerate(scores, start=2):
-                score.setdefault(tuple(beam[1:end]), value)
+            for end, value in enumerate(scores, start=1):
+                score.setdefault(tuple(beam[:end]), value)
         whole, kept = paths_of(*everything[row]), paths_of(*some[row])
         assert len(kept) == min(nodes, len(whole))
         assert all(path[:-1] in kept for path in kept if len(path) > 1)
@@ -209,9 +207,9 @@ def test_a_search_that_finds_fewer_beginnings_than_beams_has_fewer_beams():
     target = CachedModel(models.small_vocabulary(5), "tiny")
     drafter = made(target)
     found = Search(9, 3, None, 1.0, 5).run(drafter, torch.randn(2, 16), torch.tensor([1, 2]), with_probs=False)
-    assert found.tokens.shape == (2, 9, 3)
+    assert found.tokens.shape == (2, 9, 2)
     two = Search(9, 3, 2, 1.0, 5).run(drafter, torch.randn(2, 16), torch.tensor([1, 2]), with_probs=False)
-    assert two.tokens.shape == (2, 4, 3)
+    assert two.tokens.shape == (2, 4, 2)
 
 
 def test_scores_are_log_probabilities_and_the_distributions_are_those_that_were_searched():
@@ -223,7 +221,7 @@ def test_scores_are_log_probabilities_and_the_distributions_are_those_that_were_
         assert torch.allclose(found.probs.sum(-1), torch.ones(()))
         row = torch.arange(2)[:, None, None]
         taken_from = torch.nn.functional.pad(found.rows_below[:, :, :-1], (1, 0))
-        chances = found.probs[row, taken_from, found.tokens[:, :, 1:]]
+        chances = found.probs[row, taken_from, found.tokens]
         assert torch.allclose(chances.log().cumsum(2), found.scores, atol=1e-4)
 
 

@@ -28,7 +28,8 @@ def write_run(suite, experiment, machine=MACHINE, **run):
 @pytest.fixture
 def suite(tmp_path):
     write_run(tmp_path / "suite", "gpu_a")
-    (tmp_path / "suite" / "overhead.json").write_text("{}")
+    for name in ("overhead.json", "kernels.json"):
+        (tmp_path / "suite" / name).write_text("{}")
     return tmp_path / "suite"
 
 
@@ -45,6 +46,7 @@ def test_a_run_is_published_under_its_device_and_day(suite, tmp_path):
     assert target == tmp_path / "published" / "example-3000-2025-06-02"
     assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == {
         "overhead.json",
+        "kernels.json",
         *(
             f"{name}/{MACHINE}/{file}"
             for name in ("gpu_a", "gpu_b")
