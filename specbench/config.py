@@ -359,7 +359,7 @@ class MeasureSettings(Settings):
     )
 
 
-ATTENTION_BACKENDS = ("split-kv", "flash-attn", "flash", "grouped", "cudnn")
+ATTENTION_BACKENDS = ("split-kv", "flash-attn", "flash", "doubled", "grouped", "cudnn")
 ATTENTION = ("auto", "sdpa", "eager", *ATTENTION_BACKENDS)
 
 

@@ -3,11 +3,10 @@
     python -m specbench.bench.floor --dtype bfloat16 --out floor.json
     python -m specbench.bench.floor --method redrafter --set width=8
 
-Both are timed in one process, turn by turn over the same prompts, so that the machine's mood falls on both alike. The
-floor is a plain ``transformers`` forward over its own growing cache, as wide as the step's, without tree, rule, slab or
-loop. To it come a draft model's forwards, plain as well; or, of a method with weights of its own, the layers that one
-draft calls, alone. Target and draft alternate, as in a step: weights that fit into a cache would else be read from
-there, time and again.
+After every step the floor of that step is timed, so that the machine's mood falls on both alike, and each finds its
+weights where the other has left them. The floor is a plain ``transformers`` forward over its own growing cache, as wide
+as the step's, without tree, rule, slab or loop. To it come a draft model's forwards, plain as well; or the layers that
+a draft calls, alone, of a method with weights of its own.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from specbench.analysis.intervals import Interval, Totals, jackknife_interval, r
 from specbench.bench import attention, machine
 from specbench.bench.prompts import load_prompts
 from specbench.bench.steps import ReadyStep
-from specbench.bench.timing import HeadlineWatch, Timeline, no_garbage_collection, seconds_of, timeline
+from specbench.bench.timing import Timeline, no_garbage_collection, timeline
 from specbench.config import MachineSettings, PromptSettings
 from specbench.decode.loop import Requests, generate
 from specbench.decode.method import Method, RowView, TokenTree
@@ -84,40 +83,37 @@ class Floor:
     interval: Interval | None
 
 
+class Timed(NamedTuple):
+    """One batch, in seconds: its steps, and as many forwards of the target and of what drafts."""
+
+    step_s: float
+    target_s: float
+    draft_s: float
+    steps: int
+    nodes: float
+
+
 def measure(setting: Setting, pool: ModelPool) -> Floor:
     """Time core steps and the forwards that they cannot do without, turn by turn."""
-    target = pool.get(setting.target)
-    subject = _Subject(setting, target, pool)
-    clock = timeline(target.model.device)
-    batches = equal_batches(setting, target)
+    subject = _Subject(setting, pool)
+    batches = equal_batches(setting, pool.get(setting.target))
     widths = [subject.widths(requests) for requests in batches]  # this also warms up
-    rows: list[tuple[float, int, float, float, float]] = []
-    for index, (requests, nodes) in enumerate(zip(batches, widths, strict=True)):
-        # What comes first finds other caches: take turns.
-        if index % 2:
-            forwards = subject.floor(requests, nodes, clock)
-            core = subject.step(requests, clock)
-        else:
-            core = subject.step(requests, clock)
-            forwards = subject.floor(requests, nodes, clock)
-        rows.append((*core, float(np.mean(nodes)), *forwards))
-    return _floor(setting, rows)
+    return _floor(setting, [subject.timed(*batch) for batch in zip(batches, widths, strict=True)])
 
 
-def _floor(setting: Setting, rows: list[tuple[float, int, float, float, float]]) -> Floor:
-    seconds, steps, nodes, target_s, draft_s = (
-        np.asarray(column, dtype=np.float64) for column in zip(*rows, strict=True)
+def _floor(setting: Setting, batches: Sequence[Timed]) -> Floor:
+    step_s, target_s, draft_s, steps, nodes = (
+        np.asarray(column, dtype=np.float64) for column in zip(*batches, strict=True)
     )
-    core = Totals(seconds, steps)
-    # Each batch's floor weighs as many steps as the batch took.
-    floor = Totals((target_s + draft_s) * steps, steps)
+    core, floor = Totals(step_s, steps), Totals(target_s + draft_s, steps)
+    step_ms, target_ms, draft_ms = (float(seconds.sum() / steps.sum()) * 1e3 for seconds in (step_s, target_s, draft_s))
     return Floor(
         setting=setting,
         nodes=float(nodes.mean()),
-        step_ms=float(seconds.sum() / steps.sum()) * 1e3,
-        floor_ms=float(floor.seconds.sum() / steps.sum()) * 1e3,
-        target_ms=float((target_s * steps).sum() / steps.sum()) * 1e3,
-        draft_ms=float((draft_s * steps).sum() / steps.sum()) * 1e3,
+        step_ms=step_ms,
+        floor_ms=target_ms + draft_ms,
+        target_ms=target_ms,
+        draft_ms=draft_ms,
         ratio=ratio(core, floor),
         interval=jackknife_interval(core, floor),
     )
@@ -182,8 +178,10 @@ class ReadyMethod:
 class _Subject:
     """The method under test, with what it drafts by in sight."""
 
-    def __init__(self, setting: Setting, target: LoadedModel, pool: ModelPool) -> None:
+    def __init__(self, setting: Setting, pool: ModelPool) -> None:
+        target = pool.get(setting.target)
         self._setting, self._target = setting, target.model
+        self._clock = timeline(target.model.device)
         self._decoding = Decoding(max_new_tokens=setting.max_new_tokens)
         supplier = Supplier(pool, target)
         self._method = load_method(setting, supplier)
@@ -196,28 +194,22 @@ class _Subject:
             self._layers = self._layers_of_a_draft(requests)
         return widths(generate(self._target, self._method, requests, self._decoding))
 
-    def step(self, requests: Requests, clock: Timeline) -> tuple[float, int]:
-        """Decode seconds and steps of one batch."""
-        watch = HeadlineWatch(clock)
-        with no_garbage_collection():
-            trace = generate(self._target, self._method, requests, self._decoding, watch)
-        return watch.timing.decode_s, trace.steps
-
-    @torch.inference_mode()
-    def floor(self, requests: Requests, nodes: list[int], clock: Timeline) -> tuple[float, float]:
-        """Seconds of a step's forward over the root and its draft nodes, and of what its draft cannot do without."""
+    def timed(self, requests: Requests, nodes: list[int]) -> Timed:
+        """Decode a batch whose steps are of those widths, each step followed by its floor."""
         length = self._setting.prompt_tokens + self._setting.max_new_tokens // 2
-        parts: list[_Forwards | _Layers] = [
-            _Forwards(self._target.module, requests, length, [[count + 1] for count in nodes])
-        ]
+        target = _Forwards(self._target.module, requests, length, [[count + 1] for count in nodes])
         # A draft model first reads two tokens, then one at a time.
         chains = [[2, *[1] * (count - 1)] for count in nodes]
-        parts += [_Forwards(draft.module, requests, length, chains) for draft in self._drafts]
+        drafts: list[_Forwards | _Layers] = [
+            _Forwards(draft.module, requests, length, chains) for draft in self._drafts
+        ]
         if self._layers:
-            parts.append(_Layers(self._layers))
-        # As often as the core takes steps: both then see the same amount of the machine's mood.
-        target_s, *drafts_s = _in_turn(parts, len(nodes), clock)
-        return target_s, sum(drafts_s)
+            drafts.append(_Layers(self._layers))
+        watch = _Alternating(self._clock, [*drafts, target])
+        with no_garbage_collection():
+            trace = generate(self._target, self._method, requests, self._decoding, watch)
+        *drafts_s, target_s = watch.parts_s
+        return Timed(watch.steps_s, target_s, sum(drafts_s), trace.steps, float(np.mean(nodes)))
 
     def _layers_of_a_draft(self, requests: Requests) -> list["_Call"]:
         """Layers that the last draft of a batch called, in order; of layers within one another the outermost."""
@@ -287,6 +279,7 @@ class _Layers:
 class _Forwards:
     """Plain forwards on a cache of ``length`` tokens: of those widths one after the other, other ones in every turn."""
 
+    @torch.inference_mode()
     def __init__(self, module: nn.Module, requests: Requests, length: int, turns: list[list[int]]) -> None:
         self._module, self._length, self._turns, self._turn = module, length, turns, 0
         ids = torch.tensor(requests.prompts, device=next(module.parameters()).device)
@@ -302,19 +295,45 @@ class _Forwards:
 
     def reset(self) -> None:
         self._cache.crop(-sum(self._turns[self._turn]))
-        self._turn += 1
+        self._turn = (self._turn + 1) % len(self._turns)  # on a GPU there is one step too many
 
 
-@torch.inference_mode()
-def _in_turn(parts: Sequence[_Forwards | _Layers], times: int, clock: Timeline) -> list[float]:
-    """Mean seconds of each part. They alternate as in a step, where each finds what the others left of the caches."""
-    spent = [0.0] * len(parts)
-    with no_garbage_collection():
-        for _ in range(times):
-            for index, part in enumerate(parts):
-                spent[index] += seconds_of(part.run, clock)
-                part.reset()
-    return [seconds / times for seconds in spent]
+class _Alternating(NullWatch):
+    """Times every step, and after it some parts, each by itself: all of them once for every step.
+
+    Attributes:
+        steps_s: Seconds of the steps that count.
+        parts_s: Seconds of each part, over as many turns.
+    """
+
+    def __init__(self, clock: Timeline, parts: Sequence[_Forwards | _Layers]) -> None:
+        self._clock, self._parts = clock, parts
+        self._steps: list[tuple[Any, Any]] = []
+        self._turns: list[list[tuple[Any, Any]]] = []
+
+    def prefilled(self) -> None:
+        """The first step begins."""
+        self._began = self._clock.mark()
+
+    def step(self) -> None:
+        """A step ends; its parts follow, and behind them the next step begins."""
+        self._steps.append((self._began, self._clock.mark()))
+        self._turns.append([self._marks_around(part) for part in self._parts])
+        self._began = self._clock.mark()
+
+    def finish(self, steps: int) -> None:
+        """Add up what was marked."""
+        self._clock.wall()
+        self.steps_s = sum(self._clock.seconds(*marks) for marks in self._steps[:steps])
+        columns = zip(*self._turns[:steps], strict=True)
+        self.parts_s = [sum(self._clock.seconds(*marks) for marks in column) for column in columns]
+
+    def _marks_around(self, part: _Forwards | _Layers) -> tuple[Any, Any]:
+        begin = self._clock.mark()
+        part.run()
+        end = self._clock.mark()
+        part.reset()
+        return begin, end
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from specbench.decode.attention.backend import Backend, Call, Facts, Sight
 from specbench.decode.attention.flash import FlashPackage, FlashVarlen
 from specbench.decode.attention.hook import Forward, attending, hook, implementation, unhook
-from specbench.decode.attention.masked import CuDNN, Grouped
+from specbench.decode.attention.masked import CuDNN, Doubled, Grouped
 from specbench.decode.attention.split_kv import SplitKV
 from specbench.decode.cache import probe_cache
 from specbench.errors import UnsupportedError, first_line
 
-BACKENDS: tuple[Backend, ...] = (SplitKV(), FlashPackage(), FlashVarlen(), Grouped(), CuDNN())
+BACKENDS: tuple[Backend, ...] = (SplitKV(), FlashPackage(), FlashVarlen(), Doubled(), Grouped(), CuDNN())
 """All of them, those first that are expected to be fastest."""
 
 OWN = ("sdpa", "eager")

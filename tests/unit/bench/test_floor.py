@@ -5,7 +5,7 @@ import json
 import pytest
 
 from methods.redrafter import ReDrafter, ReDrafterOptions
-from specbench.bench.floor import Setting, _floor, _Subject, command, main, opened, widths
+from specbench.bench.floor import Setting, Timed, _Alternating, _floor, _Subject, command, main, opened, widths
 from specbench.decode.loop import Requests
 from specbench.decode.step import Decoding
 from specbench.decode.target import CachedModel
@@ -15,7 +15,8 @@ from support import decoding, models
 
 def test_the_ratio_is_step_time_over_the_sum_of_the_forwards():
     setting = Setting("t", "draft_model", {"gamma": 4}, batch_size=1)
-    found = _floor(setting, [(1.2, 10, 4.0, 0.06, 0.04), (2.4, 20, 4.0, 0.06, 0.04), *[(1.2, 10, 4.0, 0.06, 0.04)] * 2])
+    batch = Timed(step_s=1.2, target_s=0.6, draft_s=0.4, steps=10, nodes=4.0)
+    found = _floor(setting, [batch, Timed(2.4, 1.2, 0.8, 20, 4.0), batch, batch])
     assert (found.step_ms, found.floor_ms) == pytest.approx((120.0, 100.0))
     assert (found.target_ms, found.draft_ms, found.ratio) == pytest.approx((60.0, 40.0, 1.2))
     assert found.interval.units == 4
@@ -62,3 +63,41 @@ def test_a_ragged_batch_is_as_wide_as_its_widest_row():
     """Steps of 5, 4 and 6 nodes: the second row ends after two, and what it would have drafted is not verified."""
     rows = [RowTrace(drafted_nodes_per_step=[5, 2, 6]), RowTrace(drafted_nodes_per_step=[3, 4])]
     assert widths(BatchTrace(rows)) == [5, 4, 6]
+
+
+class Ticking:
+    """A clock that stands still but for what is done."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def mark(self):
+        return self.now_s
+
+    def wall(self):
+        """Nothing is waited for."""
+
+    def seconds(self, start, end):
+        return end - start
+
+
+class Part:
+    def __init__(self, clock, takes_s):
+        self.clock, self.takes_s = clock, takes_s
+
+    def run(self):
+        self.clock.now_s += self.takes_s
+
+    def reset(self):
+        self.clock.now_s += 100  # nobody's time
+
+
+def test_steps_and_their_parts_alternate_and_what_is_one_too_many_counts_for_neither():
+    clock = Ticking()
+    watch = _Alternating(clock, [Part(clock, 3.0), Part(clock, 5.0)])
+    watch.prefilled()
+    for step_s in (1.0, 2.0, 50.0):
+        clock.now_s += step_s
+        watch.step()
+    watch.finish(2)
+    assert (watch.steps_s, watch.parts_s) == (3.0, [6.0, 10.0])

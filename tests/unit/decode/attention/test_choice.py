@@ -14,7 +14,7 @@ from specbench.decode.attention import choice
 from specbench.decode.attention.backend import Facts
 from specbench.decode.attention.choice import Attention, Shape, choose, facts_of, foreseen
 from specbench.decode.attention.flash import FlashPackage, FlashVarlen
-from specbench.decode.attention.masked import CuDNN, Grouped
+from specbench.decode.attention.masked import CuDNN, Doubled, Grouped
 from specbench.decode.attention.split_kv import SplitKV
 from specbench.decode.target import CachedModel, expected_attention, self_test
 from specbench.errors import ModelRefusedError, UnsupportedError
@@ -101,6 +101,7 @@ def test_what_a_backend_cannot_take_is_said_before_it_runs(monkeypatch):
     assert "not installed" in FlashPackage().unsupported(half)
     monkeypatch.setattr("specbench.decode.attention.split_kv.find_spec", lambda _: None)
     assert "not installed" in SplitKV().unsupported(half)
+    assert Doubled().unsupported(half) == "runs on a CPU only"
 
 
 class _Faulty(Grouped):
@@ -196,7 +197,13 @@ def test_the_run_s_own_shapes_are_checked():
 def test_on_a_cpu_the_choice_is_torch_without_repeated_heads():
     found = choose(_fresh("llama"), FULL)
     assert (found.name, found.needs_view) == ("grouped", True)
+    assert found.refused.pop("doubled") == "is for half precision only"
     assert set(found.refused.values()) <= {"runs on CUDA only", "Triton is not installed"}
+
+
+@pytest.mark.parametrize(("name", "taken"), [("opt", "doubled"), ("llama", "grouped")])
+def test_on_a_cpu_a_lone_query_of_half_precision_is_doubled_where_no_heads_share_keys(name, taken):
+    assert choose(_fresh(name).bfloat16(), FULL).name == taken
 
 
 def test_a_clock_lets_the_faster_one_take_over_and_only_if_it_is_clearly_faster(monkeypatch):
@@ -285,3 +292,20 @@ def test_query_heads_that_share_keys_give_what_repeated_heads_give():
     repeated = key.repeat_interleave(3, 1), value.repeat_interleave(3, 1)
     wanted = scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3).transpose(1, 2)
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_lone_query_goes_as_two_and_gives_what_it_gives_alone(queries, monkeypatch):
+    seen = []
+
+    def spy(query, *others, **named):
+        seen.append(query.shape[2])
+        return scaled_dot_product_attention(query, *others, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    query, key, value = torch.randn(2, 4, queries, 8), torch.randn(2, 4, 11, 8), torch.randn(2, 4, 11, 8)
+    mask = torch.where(torch.rand(2, 1, queries, 11) < 0.5, 0.0, -torch.inf)
+    mask[..., 0] = 0
+    call = choice.Call(query, key, value, mask, 0.3, None)
+    torch.testing.assert_close(Doubled().attend(call, None), Grouped().attend(call, None))
+    assert seen == [max(2, queries), queries]

@@ -14,7 +14,7 @@ from specbench.decode.attention.backend import Backend
 from specbench.decode.attention.choice import Attention
 from specbench.decode.attention.flash import FlashPackage, FlashVarlen
 from specbench.decode.attention.hook import NAME, unhooked
-from specbench.decode.attention.masked import Grouped
+from specbench.decode.attention.masked import Doubled, Grouped
 from specbench.decode.attention.split_kv import SplitKV
 from specbench.decode.target import CachedModel
 from specbench.decode.tree import lay_out
@@ -65,6 +65,17 @@ def test_by_the_kernel_texts_are_those_of_transformers(monkeypatch):
     for method in (decoding.autoregressive(), draft):
         found = decoding.ids(decoding.decode(target, method, models.PROMPTS[:2], 4))
         assert found == [models.greedy_continuation("llama", prompt, 4) for prompt in models.PROMPTS[:2]]
+
+
+def test_by_doubled_queries_texts_are_those_of_transformers(monkeypatch):
+    """In single precision, where ties decide nothing."""
+    name = "opt"  # no heads share keys
+    _every_model_by(Doubled(), monkeypatch)
+    target = decoding.family(name)
+    draft = decoding.draft_model(target, decoding.drafts_of(name), draft="near", gamma=2)
+    for method in (decoding.autoregressive(), draft):
+        found = decoding.ids(decoding.decode(target, method, models.PROMPTS[:3], 12))
+        assert found == [models.greedy_continuation(name, prompt, 12) for prompt in models.PROMPTS[:3]]
 
 
 class _VarlenFake:
@@ -170,7 +181,7 @@ import torch
 
 sys.path.insert(0, sys.argv[1])
 from specbench.decode.attention.choice import Attention
-from specbench.decode.attention.masked import Grouped
+from specbench.decode.attention.masked import Doubled, Grouped
 from specbench.decode.attention.split_kv import SplitKV
 from specbench.decode.tree import lay_out, lay_out_chain
 from support import decoding, interpreter
