@@ -21,7 +21,7 @@ from specbench.decode.attention.backend import Sight
 from specbench.decode.attention.choice import Attention, choose, foreseen
 from specbench.decode.attention.hook import Forward, attending
 from specbench.decode.attention.masked import without_cudnn
-from specbench.decode.cache import KVShape, SlabCache, Window, probe_cache
+from specbench.decode.cache import KVShape, SlabCache, probe_cache
 from specbench.decode.tree import Layout, lay_out
 from specbench.errors import ModelRefusedError, first_line
 
@@ -192,7 +192,8 @@ class CachedModel:
             masks = self._additive(visible, position[None], position[None])
         scope = without_cudnn(self.device) if is_causal else nullcontext()
         with attending(Forward() if is_causal else None), scope:
-            output = self._run(tokens, positions, Window(self.cache.rows, slots, None), masks, hidden, keep=last)
+            self.cache.open(slots, None)
+            output = self._run(tokens, positions, masks, hidden, keep=last)
         if all_positions:
             return output
         rows = self.cache.rows
@@ -223,11 +224,11 @@ class CachedModel:
             positions = positions.clamp_max(self.max_positions - 1)
         view = self._view(longest + reach) if backend is None or backend.needs_view else cache.slots
         masks = self._dense(nodes, slots, positions, view) if backend is None or backend.needs_mask else self._no_mask
-        window = Window(cache.rows, slots, view)
+        cache.open(slots, view)
         if backend is None:
-            return self._run(nodes.tokens, positions, window, masks, hidden)
+            return self._run(nodes.tokens, positions, masks, hidden)
         with attending(Forward(backend, backend.prepare(self._sight(nodes, reach)))), backend.scope(self.device):
-            return self._run(nodes.tokens, positions, window, masks, hidden)
+            return self._run(nodes.tokens, positions, masks, hidden)
 
     def _view(self, reach: int) -> int:
         """How many slots a forward looks at, in strides."""
@@ -301,12 +302,10 @@ class CachedModel:
         self,
         tokens: Tensor,
         positions: Tensor,
-        window: Window,
         masks: Tensor | dict[str, Tensor],
         hidden: tuple["Hidden", ...],
         keep: Tensor | None = None,
     ) -> Output:
-        self.cache.window = window
         if not torch.compiler.is_compiling():  # a prefill has come before, and it is never compiled
             self._taps.tap(self.module, hidden)
         with _catching(self._taps, hidden, keep) as states:

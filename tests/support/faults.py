@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specbench.decode import cache, target
+from specbench.decode import cache
 from specbench.decode.target import CachedModel, Nodes
 from specbench.decode.tree import Layout
 
@@ -78,24 +78,24 @@ def _compaction_takes_the_node_before(patch: pytest.MonkeyPatch) -> None:
 
 
 def _two_rows_change_places(patch: pytest.MonkeyPatch) -> None:
-    window = target.Window
+    opens = cache.SlabCache.open
 
-    def faulty(rows: Tensor, slots: Tensor, view: int | None) -> target.Window:
-        if len(rows) > 1:
-            rows = rows.clone()
-            rows[:2] = rows[:2].flip(0)
-        return window(rows, slots, view)
+    def faulty(self: cache.SlabCache, slots: Tensor, view: int | None) -> None:
+        rows = self.rows
+        self.rows = torch.cat([rows[:2].flip(0), rows[2:]])
+        opens(self, slots, view)
+        self.rows = rows
 
-    patch.setattr(target, "Window", faulty)
+    patch.setattr(cache.SlabCache, "open", faulty)
 
 
 def _a_write_lands_one_slot_too_far(patch: pytest.MonkeyPatch) -> None:
-    window = target.Window
+    opens = cache.SlabCache.open
 
-    def faulty(rows: Tensor, slots: Tensor, view: int | None) -> target.Window:
-        return window(rows, slots if view is None else slots + (slots < slots.max()), view)
+    def faulty(self: cache.SlabCache, slots: Tensor, view: int | None) -> None:
+        opens(self, slots if view is None else slots + (slots < slots.max()), view)
 
-    patch.setattr(target, "Window", faulty)
+    patch.setattr(cache.SlabCache, "open", faulty)
 
 
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
