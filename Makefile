@@ -17,7 +17,7 @@ REDRAFTERS := pico-redrafter pico-redrafter-plain pico-redrafter-bag
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456
 
 # Parts of `make gpu`, experiments/gpu/*.yaml, and the seconds that each may take.
-GPU_PARTS := texts:25 methods:55 baselines:95 executions:55 verify_widths:25 batches:40 drafts:25 large:25
+GPU_PARTS := texts:25 methods:50 baselines:90 executions:75 verify_widths:25 batches:35 drafts:20 large:25
 GPU_TESTS_S := 55
 GPU_OVERHEAD_S := 20
 # About ten to start, ten for models, fifteen to trace what `executions` has compiled, five to decode and to look.

@@ -363,6 +363,10 @@ ATTENTION_BACKENDS = ("split-kv", "flash-attn", "flash", "doubled", "grouped", "
 ATTENTION = ("auto", "sdpa", "eager", *ATTENTION_BACKENDS)
 
 
+PIECES = "compiled pieces"
+"""In ``execution``: norms and MLPs alone went through ``torch.compile``. No forward times are taken so."""
+
+
 class MachineSettings(Settings):
     """What it runs on."""
 
@@ -371,7 +375,10 @@ class MachineSettings(Settings):
         default="auto", description="Precision of the weights."
     )
     threads: int = Field(default=1, ge=1, description="Threads of the CPU; fixed and recorded.")
-    compile: bool = Field(default=False, description="torch.compile for every phase of a step.")
+    compile: bool | Literal["pieces"] = Field(
+        default=False,
+        description="torch.compile for every phase of a step; pieces: for norms and MLPs of target and drafts alone.",
+    )
     graphs: bool = Field(default=True, description="CUDA graphs for every phase that can be captured; a CPU has none.")
     parallel: Literal["none", "device_map", "tensor"] = Field(
         default="none",
@@ -388,7 +395,18 @@ class MachineSettings(Settings):
         """How phases are to be run on such a device, in the words of the column ``execution``."""
         # A graph is of one device.
         is_captured = device_type == "cuda" and self.graphs and self.parallel == "none"
-        return ", ".join(["graphs"] * is_captured + ["compiled"] * self.compile) or "eager"
+        compiled = PIECES if self.compile == "pieces" else "compiled"
+        return ", ".join(["graphs"] * is_captured + [compiled] * bool(self.compile)) or "eager"
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _is_way_to_compile(cls, compiles: object) -> object:
+        """One fault where a union of types would give two."""
+        if isinstance(compiles, bool) or compiles == "pieces":
+            return compiles
+        raise PydanticCustomError(
+            "unknown_name", "should be true, false or pieces", {"known": ["true", "false", "pieces"]}
+        )
 
     @field_validator("attention")
     @classmethod

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from specbench.axes import Point, points, validate
 from specbench.config import (
+    PIECES,
     ArmSettings,
     DecodeSettings,
     Experiment,
@@ -318,7 +319,10 @@ def _check_reach(experiment: Experiment, composed: Sequence[Arm], faults: Faults
         return
     for machine in experiment.machine:
         own = executions(machine)
-        if section.modes is not None and not own & set(section.modes):
+        if machine.compile == "pieces":
+            faults.add(("machine", "compile"), "composed arms take the times of forwards that run as they would, and "
+                       f"none are taken with {PIECES}", got=machine.compile)  # fmt: skip
+        elif section.modes is not None and not own & set(section.modes):
             faults.add(("latencies", "modes"), f"composed arms take the times of forwards that run as they would, "
                        f"{' or '.join(sorted(own))}", got=list(section.modes))  # fmt: skip
     gammas = [arm.chain for arm in composed if arm.chain is not None]

@@ -44,7 +44,7 @@ class Step:
         captured_launch_ms: Of one operation in a captured graph; None on a CPU.
         enqueued_ms: The host's own time in the four phases; None where it is not known.
         captured: Phases that ran as captured graphs.
-        compiled: Phases that were compiled, so that operations are fewer than ``launches`` says.
+        compiled: Phases that were compiled, whole or in pieces, so that operations are fewer than ``launches`` says.
         is_cpu: Whether it ran on a CPU.
         dtype: Of the weights.
         attention: Backend.

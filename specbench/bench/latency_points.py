@@ -99,7 +99,10 @@ def _unless_all(top_p: float) -> float | None:
 
 
 def modes_of(section: LatencySection, machine: MachineSettings, device: torch.device) -> tuple[Mode, ...]:
-    """How an experiment's forwards run: as was asked for, else eager, which every machine has, and as its arms do."""
+    """How an experiment's forwards run: as was asked for, else eager, which every machine has, and as its arms do.
+
+    Arms with compiled pieces have no such times.
+    """
     if section.modes is not None:
         return section.modes
     own = machine.execution(device.type)

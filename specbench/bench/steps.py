@@ -1,4 +1,4 @@
-"""The step of an arm: its phases as they are, compiled, or captured as CUDA graphs, as the machine section asks."""
+"""The step of an arm: its phases as they are, compiled whole or in pieces, or captured as CUDA graphs, as is asked."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from specbench.config import MachineSettings
 from specbench.decode.compiled import CompiledStep
 from specbench.decode.graphs import CudaRecorder, RecordedStep, Recorder
 from specbench.decode.method import Method
+from specbench.decode.pieces import PiecedStep
 from specbench.decode.static import StaticStep
 from specbench.decode.step import Decoding, Step
 from specbench.decode.target import CachedModel
@@ -86,17 +87,22 @@ class ReadyStep:
     ) -> None:
         is_gpu = target.can_be_captured
         kept: set[Phase] = {"draft"} if draft_is_paced else set()
-        wanted = PHASES if machine.compile else ("accept",) if is_gpu else ()
+        wanted = PHASES if machine.compile is True else ("accept",) if is_gpu else ()
         self.step = Step(target, method, decoding)
+        self._pieced: PiecedStep | None = None
         self._compiled: CompiledStep | None = None
         self._recorded: RecordedStep | None = None
+        if machine.compile == "pieces":
+            models: dict[Phase, Sequence[CachedModel]] = {"draft": (target, *drafts), "verify": (target,)}
+            models = {phase: those for phase, those in models.items() if phase not in kept}
+            self.step = self._pieced = PiecedStep(target, method, decoding, models)
         if compiled := [phase for phase in wanted if phase not in kept]:
             self.step = self._compiled = CompiledStep(self.step, compiled)
         if is_gpu and machine.graphs:
             self._recorder = CountingRecorder(CudaRecorder(target.device), target.device)
             reasons = dict.fromkeys(kept, "its latency is kept")
             self.step = self._recorded = RecordedStep(self.step, self._recorder, refused=reasons, drafts=drafts)
-        elif self._compiled is not None:
+        elif self._pieced is not None or self._compiled is not None:
             self.step = StaticStep(self.step)
 
     def prepare(self, run: Callable[[], object]) -> None:
@@ -106,7 +112,7 @@ class ReadyStep:
             run: Decodes a batch of as many rows as all others to its end, so that phases show their shapes; its text is
                 nobody's.
         """
-        if self._compiled is None and self._recorded is None:
+        if not isinstance(self.step, StaticStep):
             return
         run()
         with no_garbage_collection():  # a graph that dies while another is captured would spoil it
@@ -115,6 +121,8 @@ class ReadyStep:
     def notes(self) -> dict[str, Any]:
         """What was compiled and captured, at which cost, and what was not; empty where all is as it is."""
         found: dict[str, Any] = {}
+        if self._pieced is not None:
+            found |= {"compiled_pieces": self._pieced.compiled, "pieces_as_they_are": self._pieced.refused}
         if self._compiled is not None:
             found |= {"compiled": list(self._compiled.compiled_phases), "not_compiled": self._compiled.refused}
         if self._recorded is not None:

@@ -69,30 +69,61 @@ class Compiled(Generic[P, T]):
         return result
 
 
+class CompiledIfPossible(Compiled[P, T]):
+    """Work that is done as it is once it has turned out that it cannot be compiled.
+
+    Attributes:
+        refused: Why it is done as it is; None while it is compiled.
+    """
+
+    def __init__(self, work: Callable[P, T]) -> None:
+        super().__init__(work)
+        self._as_it_is = work
+        self.refused: str | None = None
+
+    def __call__(self, *inputs: P.args, **named: P.kwargs) -> T:
+        """Do it, compiled or not."""
+        if self.refused is not None:
+            return self._as_it_is(*inputs, **named)
+        try:
+            return super().__call__(*inputs, **named)
+        except (SpecbenchError, MemoryError, torch.cuda.OutOfMemoryError):
+            raise  # not the compiler's fault
+        except Exception as error:  # noqa: BLE001  (torch's reasons are many)
+            reason = first_line(error)
+        result = self._as_it_is(*inputs, **named)  # what is at fault fails again, and nothing is said of the compiler
+        self.refused = reason
+        return result
+
+
 class CompiledStep(Step):
     """Another step with some of its phases compiled; one that cannot be compiled runs as it is.
 
     Args:
         inner: Runs the phases.
         phases: Those to compile.
-
-    Attributes:
-        refused: Why a phase runs as it is.
     """
 
     def __init__(self, inner: Step, phases: Collection[Phase]) -> None:
         super().__init__(inner.target, inner.method, inner.decoding)
         self._inner = inner
         self._settled_on: SlabCache | None = None
-        self._works: dict[Phase, Compiled[..., Any]] = {
-            phase: Compiled(getattr(inner, phase)) for phase in phases if _does_something(inner, phase)
+        self._hosted = {phase: why for phase, why in hosted(inner).items() if phase in phases}
+        self._works: dict[Phase, CompiledIfPossible[..., Any]] = {
+            phase: CompiledIfPossible(getattr(inner, phase))
+            for phase in phases
+            if phase not in self._hosted and _does_something(inner, phase)
         }
-        self.refused = {phase: why for phase, why in hosted(inner).items() if phase in phases}
 
     @property
     def compiled_phases(self) -> tuple[Phase, ...]:
         """Phases that are compiled."""
-        return tuple(phase for phase in self._works if phase not in self.refused)
+        return tuple(phase for phase, work in self._works.items() if work.refused is None)
+
+    @property
+    def refused(self) -> dict[Phase, str]:
+        """Why a phase runs as it is."""
+        return self._hosted | {phase: work.refused for phase, work in self._works.items() if work.refused is not None}
 
     def settle(self) -> None:
         """All forms have been seen of batches on this slab."""
@@ -122,14 +153,8 @@ class CompiledStep(Step):
         self._run("update", view, result)
 
     def _run(self, phase: Phase, *inputs: Any) -> Any:
-        if phase in self._works and phase not in self.refused:
-            try:
-                return self._works[phase](*inputs)
-            except (SpecbenchError, MemoryError, torch.cuda.OutOfMemoryError):
-                raise  # not the compiler's fault
-            except Exception as error:  # noqa: BLE001  (torch's reasons are many; what is at fault fails again as it is)
-                self.refused[phase] = first_line(error)
-        return getattr(self._inner, phase)(*inputs)
+        work = self._works.get(phase) or getattr(self._inner, phase)
+        return work(*inputs)
 
 
 def _does_something(step: Step, phase: Phase) -> bool:

@@ -409,13 +409,18 @@ def decoder_layers(module: PreTrainedModel) -> nn.ModuleList:
     raise ModelRefusedError(f"{type(module).__name__}: no list of {wanted} decoder layers was found")
 
 
+def place_of(part: nn.Module, module: nn.Module) -> tuple[nn.Module, str]:
+    """Which module within a model holds a part of it, and under which name."""
+    return next(
+        (holder, name) for holder in module.modules() for name, child in holder.named_children() if child is part
+    )
+
+
 @contextmanager
 def _shortened(module: PreTrainedModel, layers: int) -> Iterator[None]:
     """The model with its first layers alone; the list is put back however the forward ends."""
     whole = decoder_layers(module)
-    owner, name = next(
-        (parent, name) for parent in module.modules() for name, child in parent.named_children() if child is whole
-    )
+    owner, name = place_of(whole, module)
     setattr(owner, name, whole[:layers])
     try:
         yield

@@ -75,12 +75,12 @@ REQUESTS: tuple[Column, ...] = (
     Column("threads", INTEGER, "threads", "CPU threads that torch was given."),
     Column("attention", TEXT, "", "Attention implementation that really ran."),
     _optional("execution", TEXT, "",
-        "How the cell's phases were to be run: `eager`, `compiled`, `graphs`, or `graphs, compiled`; older rows are "
-        "taken to be `eager`."),
+        "How the cell's phases were to be run: `eager`, `compiled`, `graphs`, or `graphs, compiled`; with `compiled "
+        "pieces` in place of `compiled`, only norms and MLPs were. Older rows are taken to be `eager`."),
     Column("captured_phases", TEXT, "",
         "Phases that ran as captured CUDA graphs, separated by commas; empty if none."),
     _optional("compiled_phases", TEXT, "",
-        "Phases that `torch.compile` had made, separated by commas; empty if none."),
+        "Phases that `torch.compile` had made as a whole, separated by commas; empty if none."),
     Column("batch_size", INTEGER, "rows",
         "Rows of a full batch in this cell; a last partial batch has fewer rows."),
     Column("batch_id", TEXT, "",

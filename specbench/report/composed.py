@@ -18,6 +18,7 @@ from specbench.analysis.replay import Replay, replay
 from specbench.analysis.speedup import batch_rate, full_batch_rate
 from specbench.analysis.stop_rules import Fixed, stop_rule
 from specbench.analysis.traces import Trace, differences, select, wanted_by
+from specbench.config import PIECES
 from specbench.errors import ConfigError, ResultsError
 from specbench.records.schema import PHASES
 from specbench.report.cells import BASELINE, TWIN, Results
@@ -313,13 +314,16 @@ def setting_of(
             the arm in question has no say in that either.
 
     Raises:
-        ResultsError: The table is of another device, data type, ..., or the cell has no autoregressive arm.
+        ResultsError: The table is of another device, data type, ..., the cell has no autoregressive arm, or ran with
+            compiled pieces.
     """
     plain = [acceptance.measured(arms[arm]) for arm in (BASELINE, TWIN) if arm in arms]
     plain = [found for found in plain if len(found)]
     if not plain:
         raise ResultsError("no autoregressive arm finished, so the host's time is not known")
     first = plain[0].iloc[0]
+    if PIECES in (mode := str(first["execution"])):
+        raise ResultsError(f"its forwards ran with {PIECES}, and no forward times are taken so")
     names = ("device", "dtype", "threads", "attention")
     drawn = trace.provenance
     found = Setting(
@@ -330,7 +334,7 @@ def setting_of(
         context_tokens=mean_context(plain[0]),
         autoregressive_s=_step_s(plain),
         how=Choosing.of(drawn.temperature, drawn.rule, drawn.proposal, drawn.top_k, drawn.top_p),
-        mode=str(first["execution"]),
+        mode=mode,
     )
     if share_of_forward is None:
         return found

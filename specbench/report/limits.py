@@ -13,6 +13,7 @@ import pandas as pd
 from specbench.analysis import acceptance
 from specbench.analysis.bottlenecks import FAR_BELOW, Step, likely_cause
 from specbench.analysis.roofline import Load, StepLimit, hardware_of, is_cpu, products_s, step_limit
+from specbench.config import PIECES
 from specbench.records.schema import PHASES
 from specbench.report.cells import BASELINE, TWIN, Results
 from specbench.report.words import Row, milliseconds, named_some, share
@@ -110,7 +111,7 @@ class Limits:
             captured_launch_ms=None if in_graph_s is None else _MS * in_graph_s,
             enqueued_ms=_or_none(enqueued_ms),
             captured=_listed(row["captured_phases"]),
-            compiled=_listed(row["compiled_phases"]),
+            compiled=_listed(row["compiled_phases"]) | _compiled_in_part(row, known.counted),
             is_cpu=is_cpu(row["device"]),
             dtype=row["dtype"],
             attention=row["attention"],
@@ -128,6 +129,13 @@ class Limits:
 def _listed(phases: Any) -> frozenset[str]:
     """What a column lists with commas; nothing in rows of before there was such a column."""
     return frozenset(phases.split(",")) if isinstance(phases, str) and phases else frozenset()
+
+
+def _compiled_in_part(row: Row, counted: Mapping[Any, Any]) -> frozenset[str]:
+    """The phases of whose forwards pieces were compiled: the verification, and that of a draft model."""
+    if PIECES not in row["execution"]:
+        return frozenset()
+    return frozenset({"verify", "draft"} if counted["draft_forwards"] else {"verify"})
 
 
 def _load(row: Row, own: pd.DataFrame) -> Load | None:

@@ -304,7 +304,7 @@ GPU = {
     "texts": "2 cells, 14 trials",
     "methods": "1 cell, 8 trials",
     "baselines": "1 cell, 5 trials",
-    "executions": "3 cells, 9 trials",
+    "executions": "4 cells, 12 trials",
     "verify_widths": "40 forward times",
     "batches": "3 cells, 18 trials",
     "drafts": "2 cells, 12 trials",

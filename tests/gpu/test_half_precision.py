@@ -8,9 +8,8 @@ from specbench.bench.prompts import load_prompts
 from specbench.bench.steps import ReadyStep
 from specbench.config import MachineSettings, PromptSettings
 from specbench.decode.loop import Requests, generate, sampler_for
-from specbench.decode.method import LoadContext
 from specbench.decode.step import Decoding
-from specbench.models.loader import ModelPool, placement
+from specbench.models.loader import ModelPool, Supplier, placement
 from support import gpu
 
 pytestmark = pytest.mark.gpu
@@ -39,26 +38,24 @@ def bench(request):
 def texts(machine, pool, target, requests, name, options):
     """What a method writes, from graphs."""
     kind = registry.load(name)
-    method = kind(kind.Options(**options))
-    method.load(
-        LoadContext(
-            target.model,
-            lambda draft: pool.draft(draft, target),
-            lambda drafter, reference: pool.drafter(drafter, reference, target),
-        )
-    )
-    ready = ReadyStep(target.model, method, Decoding(TOKENS), machine, draft_is_paced=False)
+    method, supplier = kind(kind.Options(**options)), Supplier(pool, target)
+    method.load(supplier.context)
+    ready = ReadyStep(target.model, method, Decoding(TOKENS), machine, draft_is_paced=False, drafts=supplier.drafts)
 
     def run():
         return generate(target.model, method, requests, ready.step.decoding, step=ready.step)
 
     ready.prepare(run)
-    return [row.output_ids for row in run().rows]
+    found = [row.output_ids for row in run().rows]
+    assert ready.notes().get("pieces_as_they_are", {}) == {}
+    return found
 
 
+@pytest.mark.parametrize("compiles", [False, "pieces"], ids=["as it is", "compiled pieces"])
 @pytest.mark.parametrize(("name", "options"), METHODS, ids=[name for name, _ in METHODS])
-def test_a_text_is_that_of_autoregressive_or_differs_at_a_near_tie(bench, name, options, record_property):
+def test_a_text_is_that_of_autoregressive_or_differs_at_a_near_tie(bench, name, options, compiles, record_property):
     machine, pool, target, requests, references = bench
+    machine = machine.model_copy(update={"compile": compiles})
     found = texts(machine, pool, target, requests, name, options)
     words = []
     for prompt, key, reference, text in zip(requests.prompts, requests.keys, references, found, strict=True):

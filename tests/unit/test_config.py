@@ -105,6 +105,11 @@ def test_prompts_and_machine_have_axes_too(experiment):
     assert [m.dtype for m in found.machine] == ["float32", "bfloat16"]
 
 
+def test_every_way_to_compile_is_a_value_of_one_axis(experiment):
+    found = experiment(HEAD + "machine: {compile: [false, pieces, true]}\n")
+    assert [machine.compile for machine in found.machine] == [False, "pieces", True]
+
+
 def test_the_rates_of_a_synthetic_rule_are_a_list_and_grid_makes_an_axis_of_them(experiment):
     found = experiment(HEAD + "decode: {rule: {synthetic: {rates: {grid: [[0.9, 0.8], [0.5]]}}}}\n").decode
     assert [d.rule for d in found] == [
@@ -258,6 +263,14 @@ def test_a_number_with_an_exponent_is_a_number(experiment):
         (
             "machine: {device: cudda}",
             "e.yaml:4: machine.device: should be auto, cpu, cuda or cuda:N, got 'cudda'. Did you mean 'cuda'?",
+        ),
+        (
+            "machine: {compile: peices}",
+            "e.yaml:4: machine.compile: should be true, false or pieces, got 'peices'. Did you mean 'pieces'?",
+        ),
+        (
+            "machine: {compile: 1}",
+            "e.yaml:4: machine.compile: should be true, false or pieces, got 1. Known: true, false, pieces.",
         ),
         (
             "machine: {dtype: float64}",
@@ -625,6 +638,8 @@ def test_an_override_that_no_experiment_of_a_list_has_is_refused(listed):
         ({"compile": True}, "cpu", "compiled"),
         ({}, "cuda", "graphs"),
         ({"compile": True}, "cuda", "graphs, compiled"),
+        ({"compile": "pieces"}, "cpu", "compiled pieces"),
+        ({"compile": "pieces"}, "cuda", "graphs, compiled pieces"),
         ({"graphs": False}, "cuda", "eager"),
         pytest.param({"parallel": "device_map"}, "cuda", "eager", id="one graph is of one device"),
     ],

@@ -414,6 +414,12 @@ def test_a_file_without_prompts_has_studies_and_no_cells():
             "traces: {}\nlatencies: {modes: [compiled]}",
             "latencies.modes: composed arms take the times of forwards that run as they would, eager or graphs, got",
         ),
+        (
+            CHAINS,
+            ALL + "machine: {compile: pieces}",
+            "machine.compile: composed arms take the times of forwards that run as they would, and none are taken with "
+            "compiled pieces, got 'pieces'.",
+        ),
         (CHAINS, "traces: {}\nlatencies: {query_tokens: [1, 3]}", "latencies.query_tokens: composed arms need 5,"),
         (CHAINS, "traces: {}\nlatencies: {batch_sizes: [2, 4]}", "latencies.batch_sizes: composed arms need 1,"),
         ("{draft: d, latency_mode: injected}", ALL, "latency_mode: should be 'measured' or 'composed', got 'injected'"),
@@ -425,6 +431,7 @@ def test_a_file_without_prompts_has_studies_and_no_cells():
         "a tree",
         "synthetic",
         "compiled",
+        "pieces",
         "few tokens",
         "few rows",
         "injected",

@@ -135,6 +135,7 @@ def test_an_experiment_that_can_be_composed_times_its_own_ways_of_choosing(tmp_p
         ({}, {}, "cuda", ("eager", "graphs")),
         ({}, {"graphs": False}, "cuda", ("eager",)),
         ({}, {"compile": True}, "cuda", ("eager", "graphs, compiled")),
+        ({}, {"compile": "pieces"}, "cuda", ("eager",)),
         ({"modes": ("graphs",)}, {"compile": True}, "cuda", ("graphs",)),
     ],
 )

@@ -29,14 +29,14 @@ def gpu(monkeypatch):
         yield entered
 
 
+@pytest.mark.parametrize("compiles", [False, "pieces"])
 @pytest.mark.parametrize("is_paced", [False, True])
-def test_an_arm_on_a_gpu_is_captured_whole_and_its_phases_are_timed_by_events(gpu, is_paced):
+def test_an_arm_on_a_gpu_is_captured_whole_and_its_phases_are_timed_by_events(gpu, is_paced, compiles):
     target = gpu.target()
     method = method_on(Case(DRAFT_MODEL, {"draft": "near", "gamma": 2}), target, gpu.model)
     decoding_settings = Decoding(8, rule=Rejection(), temperature=0.8, eos_ids=(3,))
-    ready = ReadyStep(
-        target, method, decoding_settings, MachineSettings(), draft_is_paced=is_paced, drafts=[method.model]
-    )
+    machine = MachineSettings(compile=compiles)
+    ready = ReadyStep(target, method, decoding_settings, machine, draft_is_paced=is_paced, drafts=[method.model])
     ready.prepare(lambda: decoding.decode(target, method, PAIR, step=ready.step))
     watch = PhaseWatch(timeline(DEVICE))
     trace = decoding.decode(target, method, PAIR, step=ready.step, watch=watch)
@@ -47,4 +47,9 @@ def test_an_arm_on_a_gpu_is_captured_whole_and_its_phases_are_timed_by_events(gp
     assert notes["graphs"].keys() == wanted
     assert notes["not_captured"] == ({"draft": "its latency is kept"} if is_paced else {})
     assert notes["ran_uncaptured"] == 0
+    assert notes.get("pieces_as_they_are", {}) == {}
+    # Five norms and two MLPs each, of the target and of a draft that nobody paces.
+    models_compiled = 0 if not compiles else 1 if is_paced else 2
+    counted = {"LlamaRMSNorm": 5 * models_compiled, "LlamaMLP": 2 * models_compiled}
+    assert notes.get("compiled_pieces") == (counted if compiles else None)
     assert watch.timing.decode_s == 0.0

@@ -41,11 +41,13 @@ def test_cells_that_run_in_other_ways_are_told_apart(folder):
     text = printed(
         folder,
         ONE_CELL.replace(
-            "device: cpu", "device: cuda, zip: {graphs: [true, false, true], compile: [false, false, true]}"
+            "device: cpu",
+            "device: cuda, zip: {graphs: [true, false, true, true], compile: [false, false, pieces, true]}",
         ),
     )
     rows = [line for line in text.splitlines() if " x stdlib  " in line]
-    assert [line.split(" x stdlib  ")[1].split("  ")[0] for line in rows] == ["graphs", "eager", "graphs, compiled"]
+    told = [line.split(" x stdlib  ")[1].split("  ")[0] for line in rows]
+    assert told == ["graphs", "eager", "graphs, compiled pieces", "graphs, compiled"]
 
 
 def test_what_the_intervals_speak_of_depends_on_the_processes(folder):

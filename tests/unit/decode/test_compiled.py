@@ -39,6 +39,14 @@ def test_a_full_memory_is_no_fault_of_the_compiler(monkeypatch):
     assert (step.compiled_phases, step.refused) == (("verify",), {})
 
 
+def test_what_fails_as_it_is_too_was_no_fault_of_the_compiler(monkeypatch):
+    step = step_whose_verify_fails(monkeypatch, RuntimeError("operation not permitted when stream is capturing"))
+    monkeypatch.setattr(step.target, "verify", step._works["verify"]._work)
+    with pytest.raises(RuntimeError, match="capturing"):
+        decode(step)
+    assert (step.compiled_phases, step.refused) == (("verify",), {})
+
+
 def test_everything_is_asked_for_but_on_batches_of_the_form_that_it_settled_with(monkeypatch):
     asks_less = []
 

@@ -246,6 +246,16 @@ def test_a_table_of_forwards_alone_says_what_its_cells_lack(write):
     assert composed_grid(results, [TRACE], table(), gammas=[1, 2]).frame["lacks"].isna().all()
 
 
+def test_cells_that_ran_with_compiled_pieces_are_not_composed_and_say_why(write):
+    results = write(arm(2), batch_sizes=(1,))
+    pieced = replace(results, requests=results.requests.assign(execution="graphs, compiled pieces"))
+    for found in (lambda: compare(pieced, [TRACE], table()), lambda: composed_grid(pieced, [TRACE], table())):
+        with pytest.raises(
+            ResultsError, match=r"its forwards ran with compiled pieces, and no forward times are taken so"
+        ):
+            found()
+
+
 def test_cells_that_ran_compiled_are_composed_of_compiled_forwards(write):
     results = write(arm(2), batch_sizes=(1,))
     compiled = replace(results, requests=results.requests.assign(execution="compiled"))

@@ -1,5 +1,7 @@
 """specbench.report.limits"""
 
+from dataclasses import replace
+
 import pytest
 
 from specbench.report import plots
@@ -63,6 +65,15 @@ def test_below_two_fifths_of_the_limit_the_likely_cause_is_told_and_above_it_non
     results, found = with_limits(tmp_path / "above")
     assert found.summary["limit_cause"].isna().all()
     assert not any("of what this machine allows" in sentence for sentence in warnings(results, found))
+
+
+def test_operations_of_forwards_with_compiled_pieces_were_not_counted_and_are_no_cause(tmp_path):
+    many = {"verify_weight_bytes": 20e6, "verify_launches": 4000.0, "draft_launches": 4000.0}
+    for execution, cause in (("eager", "launch-bound"), ("compiled pieces", "between the matrices")):
+        results, _ = with_limits(tmp_path / execution, DRAFTING, counted=COUNTED | many)
+        requests = results.requests.assign(execution=execution)
+        found = frames(replace(results, requests=requests)).summary.set_index("arm")
+        assert found.loc["autoregressive", "limit_cause"] == cause
 
 
 def test_a_draft_that_was_slowed_on_purpose_is_given_no_cause(tmp_path):
