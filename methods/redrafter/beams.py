@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.redrafter.drafter import RecurrentDrafter
+from specbench.decode.sampling import largest
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ class Search:
         The likeliest come first. A beam contributes at most ``width`` to the next round, so no more are looked at.
         """
         if self.top_k is None or self.top_k >= self.vocab_size:
-            values, ids = logits.log_softmax(-1, dtype=torch.float32).topk(min(self.width, self.vocab_size), dim=-1)
-            return values, ids
+            return largest(logits.log_softmax(-1, dtype=torch.float32), min(self.width, self.vocab_size))
         values, ids = logits.topk(self.top_k, dim=-1)
         return values.log_softmax(-1, dtype=torch.float32)[..., : self.width], ids[..., : self.width]
 

@@ -228,9 +228,43 @@ class Sampler:
         return logits.masked_fill(early[..., None] & ends, -torch.inf)
 
 
+_GROUP, _MANY = 64, 1 << 15
+
+
 def first_largest(scores: Float[Tensor, "*nodes vocab"]) -> Int[Tensor, "*nodes"]:
-    """The argmax, by the operation that takes half of ``argmax``'s time over bf16 on a CPU; the first of equals."""
-    return scores.max(-1).indices
+    """The argmax, the first of equals; on a CPU faster than ``argmax``, which is slow over bfloat16."""
+    if not _by_groups(scores, 1):
+        return scores.max(-1).indices
+    wide = scores.float() if scores.element_size() < 4 else scores
+    groups = wide.unflatten(-1, (-1, _GROUP))
+    group = groups.amax(-1).max(-1, keepdim=True).indices
+    inside = _taken(groups, group).max(-1).indices
+    return group[..., 0] * _GROUP + inside
+
+
+def largest(scores: Float[Tensor, "*nodes vocab"], k: int) -> tuple[Tensor, Tensor]:
+    """The k largest and their ids, in order, as ``topk`` gives them."""
+    if not _by_groups(scores, k):
+        return scores.topk(k, dim=-1)
+    groups = scores.unflatten(-1, (-1, _GROUP))
+    group = groups.amax(-1).topk(k, dim=-1).indices  # no other group can hold one of them
+    values, place = _taken(groups, group).topk(k, dim=-1)
+    return values, group.gather(-1, place // _GROUP) * _GROUP + place % _GROUP
+
+
+def _by_groups(scores: Tensor, k: int) -> bool:
+    """Whether it pays to find out first which groups of tokens matter.
+
+    On a CPU torch looks at every score by itself for the place of the largest, and at many at once for its value.
+    """
+    is_eager_cpu = scores.device.type == "cpu" and not torch.compiler.is_compiling()
+    vocab = scores.shape[-1]
+    return is_eager_cpu and scores.numel() >= _MANY and vocab % _GROUP == 0 and vocab >= k * _GROUP
+
+
+def _taken(groups: Tensor, group: Tensor) -> Tensor:
+    """The scores of some groups, one after the other: (..., G, size) and (..., k) -> (..., k * size)."""
+    return groups.gather(-2, group[..., None].expand(*group.shape, _GROUP)).flatten(-2)
 
 
 def _keep_nucleus(weights: Tensor, top_p: float) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from specbench.decode.sampling import Sampler, Stream, gumbel, hash32, uniform
+from specbench.decode.sampling import Sampler, Stream, first_largest, gumbel, hash32, largest, uniform
 
 INF = float("inf")
 
@@ -231,3 +231,18 @@ def test_half_precision_logits_become_float32_distributions():
     probs = make(1).probs(logits, torch.tensor([[9]]))
     assert probs.dtype == torch.float32
     torch.testing.assert_close(probs, (logits.float() / 0.8).softmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("shape", "levels"), [((2, 9, 4096), 3), ((40, 1024), 300), ((3, 4097), 9), ((1, 64), 2), ((2, 129 * 256), 7)]
+)
+def test_the_largest_of_many_scores_are_found_by_groups_and_of_equals_the_first(shape, levels, dtype):
+    """Few levels, so that rows have ties; sizes that groups do not divide, or that are too small for them."""
+    scores = torch.randint(0, levels, shape, generator=torch.Generator().manual_seed(levels)).to(dtype)
+    first = [row.index(max(row)) for row in scores.flatten(0, -2).tolist()]
+    assert first_largest(scores).flatten().tolist() == first
+    values, ids = largest(scores, 5)
+    assert torch.equal(values, scores.sort(-1, descending=True).values[..., :5])
+    assert torch.equal(scores.gather(-1, ids), values)
+    assert all(len(set(row)) == 5 for row in ids.flatten(0, -2).tolist())
