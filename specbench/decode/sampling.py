@@ -228,7 +228,7 @@ class Sampler:
         return logits.masked_fill(early[..., None] & ends, -torch.inf)
 
 
-_GROUP, _MANY = 64, 1 << 15
+_GROUP, _MANY = 64, 1 << 17
 
 
 def first_largest(scores: Float[Tensor, "*nodes vocab"]) -> Int[Tensor, "*nodes"]:

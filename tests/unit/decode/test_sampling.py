@@ -235,7 +235,7 @@ def test_half_precision_logits_become_float32_distributions():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    ("shape", "levels"), [((2, 9, 4096), 3), ((40, 1024), 300), ((3, 4097), 9), ((1, 64), 2), ((2, 129 * 256), 7)]
+    ("shape", "levels"), [((4, 9, 4096), 3), ((160, 1024), 300), ((33, 4097), 9), ((1, 64), 2), ((4, 129 * 256), 7)]
 )
 def test_the_largest_of_many_scores_are_found_by_groups_and_of_equals_the_first(shape, levels, dtype):
     """Few levels, so that rows have ties; sizes that groups do not divide, or that are too small for them."""
